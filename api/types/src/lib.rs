@@ -1,1 +1,6 @@
-//! stub
+//! Words the API server, the scheduler and the host share. A leaf: no I/O, no clock, no task.
+
+pub mod condition;
+pub mod pod;
+pub mod quantity;
+pub mod well_known;

@@ -1,0 +1,51 @@
+//! Names with a meaning: labels, annotations, taints, reasons, field managers and ports that more than one part uses.
+//! Never holds a name only one file needs.
+
+/// The Kubernetes minor version this cluster speaks.
+pub const KUBERNETES_MAJOR: &str = "1";
+pub const KUBERNETES_MINOR: &str = "36";
+/// `gitVersion` of `/version` and `kubeletVersion` of nodes.
+pub const GIT_VERSION: &str = concat!("v1.36.2+coracle.", env!("CARGO_PKG_VERSION"));
+
+/// Present on every node of ours, value `wasm`: a selector for workloads that need a Wasm runtime.
+pub const LABEL_RUNTIME: &str = "coracle.dev/runtime";
+pub const RUNTIME_WASM: &str = "wasm";
+
+/// Pod annotation: how many requests one instance of an HTTP component may answer (`1` is a fresh instance per request).
+pub const ANNOTATION_REUSE: &str = "coracle.dev/instance-reuse";
+/// Service annotation, written by the node: the real ports a listener got, `80=40123`, when the wanted one could not be bound.
+pub const ANNOTATION_LISTENERS: &str = "coracle.dev/listeners";
+
+pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
+pub const LABEL_OS: &str = "kubernetes.io/os";
+pub const LABEL_ARCH: &str = "kubernetes.io/arch";
+pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const LABEL_MANAGED_BY_SLICE: &str = "endpointslice.kubernetes.io/managed-by";
+pub const LABEL_NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+pub const LABEL_POD_TEMPLATE_HASH: &str = "pod-template-hash";
+
+pub const TAINT_NOT_READY: &str = "node.kubernetes.io/not-ready";
+pub const TAINT_UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+pub const TAINT_UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+pub const TAINT_MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
+pub const TAINT_DISK_PRESSURE: &str = "node.kubernetes.io/disk-pressure";
+pub const TAINT_PID_PRESSURE: &str = "node.kubernetes.io/pid-pressure";
+
+pub const NAMESPACE_DEFAULT: &str = "default";
+pub const NAMESPACE_SYSTEM: &str = "kube-system";
+pub const NAMESPACE_PUBLIC: &str = "kube-public";
+pub const NAMESPACE_NODE_LEASE: &str = "kube-node-lease";
+
+pub const DEFAULT_SCHEDULER: &str = "default-scheduler";
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// Field manager under which `up` applies its manifests.
+pub const MANAGER_UP: &str = "coracle";
+
+pub const GROUP_MASTERS: &str = "system:masters";
+pub const GROUP_NODES: &str = "system:nodes";
+pub const GROUP_AUTHENTICATED: &str = "system:authenticated";
+pub const GROUP_UNAUTHENTICATED: &str = "system:unauthenticated";
+pub const USER_ANONYMOUS: &str = "system:anonymous";
+/// Common name of the certificate with which the API server calls a node's endpoint.
+pub const USER_KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";

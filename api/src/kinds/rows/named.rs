@@ -1,0 +1,471 @@
+//! Rows of the named groups. Data, no code.
+
+use super::{READ_WRITE, row, sub};
+use crate::kinds::Kind;
+use crate::kinds::Scope::{Cluster, Namespaced};
+use crate::kinds::{autoscaling, events};
+
+pub(super) fn apiregistration() -> Vec<Kind> {
+    vec![
+        row(
+            "apiregistration.k8s.io",
+            "v1",
+            "APIService",
+            "apiservices",
+            Cluster,
+        )
+        .categories(&["api-extensions"])
+        .subresources(const { &[sub("status", "", "", "APIService", READ_WRITE)] })
+        .unattended(
+            "APIService is stored, but requests are not passed on to other API servers yet",
+        ),
+    ]
+}
+
+pub(super) fn apps() -> Vec<Kind> {
+    vec![
+        row(
+            "apps",
+            "v1",
+            "ControllerRevision",
+            "controllerrevisions",
+            Namespaced,
+        ),
+        row("apps", "v1", "DaemonSet", "daemonsets", Namespaced)
+            .short(&["ds"])
+            .categories(&["all"])
+            .subresources(const { &[sub("status", "", "", "DaemonSet", READ_WRITE)] })
+            .unattended("DaemonSet is stored, but no controller makes its pods yet"),
+        row("apps", "v1", "Deployment", "deployments", Namespaced)
+            .short(&["deploy"])
+            .categories(&["all"])
+            .subresources(
+                const {
+                    &[
+                        sub("scale", "autoscaling", "v1", "Scale", READ_WRITE),
+                        sub("status", "", "", "Deployment", READ_WRITE),
+                    ]
+                },
+            ),
+        row("apps", "v1", "ReplicaSet", "replicasets", Namespaced)
+            .short(&["rs"])
+            .categories(&["all"])
+            .subresources(
+                const {
+                    &[
+                        sub("scale", "autoscaling", "v1", "Scale", READ_WRITE),
+                        sub("status", "", "", "ReplicaSet", READ_WRITE),
+                    ]
+                },
+            ),
+        row("apps", "v1", "StatefulSet", "statefulsets", Namespaced)
+            .short(&["sts"])
+            .categories(&["all"])
+            .subresources(
+                const {
+                    &[
+                        sub("scale", "autoscaling", "v1", "Scale", READ_WRITE),
+                        sub("status", "", "", "StatefulSet", READ_WRITE),
+                    ]
+                },
+            )
+            .unattended("StatefulSet is stored, but no controller makes its pods yet"),
+    ]
+}
+
+pub(super) fn events() -> Vec<Kind> {
+    vec![
+        row("events.k8s.io", "v1", "Event", "events", Namespaced)
+            .stored_as("events", &events::NewEvents)
+            .short(&["ev"]),
+    ]
+}
+
+pub(super) fn authentication() -> Vec<Kind> {
+    vec![
+        row(
+            "authentication.k8s.io",
+            "v1",
+            "SelfSubjectReview",
+            "selfsubjectreviews",
+            Cluster,
+        )
+        .verbs(&["create"]),
+        row(
+            "authentication.k8s.io",
+            "v1",
+            "TokenReview",
+            "tokenreviews",
+            Cluster,
+        )
+        .verbs(&["create"]),
+    ]
+}
+
+pub(super) fn authorization() -> Vec<Kind> {
+    vec![
+        row(
+            "authorization.k8s.io",
+            "v1",
+            "LocalSubjectAccessReview",
+            "localsubjectaccessreviews",
+            Namespaced,
+        )
+        .verbs(&["create"]),
+        row(
+            "authorization.k8s.io",
+            "v1",
+            "SelfSubjectAccessReview",
+            "selfsubjectaccessreviews",
+            Cluster,
+        )
+        .verbs(&["create"]),
+        row(
+            "authorization.k8s.io",
+            "v1",
+            "SelfSubjectRulesReview",
+            "selfsubjectrulesreviews",
+            Cluster,
+        )
+        .verbs(&["create"]),
+        row(
+            "authorization.k8s.io",
+            "v1",
+            "SubjectAccessReview",
+            "subjectaccessreviews",
+            Cluster,
+        )
+        .verbs(&["create"]),
+    ]
+}
+
+pub(super) fn autoscaling() -> Vec<Kind> {
+    vec![
+        row(
+            "autoscaling",
+            "v2",
+            "HorizontalPodAutoscaler",
+            "horizontalpodautoscalers",
+            Namespaced,
+        )
+        .short(&["hpa"])
+        .categories(&["all"])
+        .subresources(const { &[sub("status", "", "", "HorizontalPodAutoscaler", READ_WRITE)] })
+        .unattended("HorizontalPodAutoscaler is stored, but no controller scales its target yet"),
+        row(
+            "autoscaling",
+            "v1",
+            "HorizontalPodAutoscaler",
+            "horizontalpodautoscalers",
+            Namespaced,
+        )
+        .stored_as(
+            "autoscaling/horizontalpodautoscalers",
+            &autoscaling::Version1,
+        )
+        .short(&["hpa"])
+        .categories(&["all"])
+        .subresources(const { &[sub("status", "", "", "HorizontalPodAutoscaler", READ_WRITE)] })
+        .unattended("HorizontalPodAutoscaler is stored, but no controller scales its target yet"),
+    ]
+}
+
+pub(super) fn batch() -> Vec<Kind> {
+    vec![
+        row("batch", "v1", "CronJob", "cronjobs", Namespaced)
+            .short(&["cj"])
+            .categories(&["all"])
+            .subresources(const { &[sub("status", "", "", "CronJob", READ_WRITE)] })
+            .unattended("CronJob is stored, but no controller makes its Jobs yet"),
+        row("batch", "v1", "Job", "jobs", Namespaced)
+            .categories(&["all"])
+            .subresources(const { &[sub("status", "", "", "Job", READ_WRITE)] })
+            .unattended("Job is stored, but no controller makes its pods yet"),
+    ]
+}
+
+pub(super) fn certificates() -> Vec<Kind> {
+    vec![
+        row(
+            "certificates.k8s.io",
+            "v1",
+            "CertificateSigningRequest",
+            "certificatesigningrequests",
+            Cluster,
+        )
+        .short(&["csr"])
+        .subresources(
+            const {
+                &[
+                    sub("approval", "", "", "CertificateSigningRequest", READ_WRITE),
+                    sub("status", "", "", "CertificateSigningRequest", READ_WRITE),
+                ]
+            },
+        )
+        .unattended(
+            "CertificateSigningRequest is stored, but nothing signs certificates for it yet",
+        ),
+    ]
+}
+
+pub(super) fn networking() -> Vec<Kind> {
+    vec![
+        row("networking.k8s.io", "v1", "IngressClass", "ingressclasses", Cluster).unattended("IngressClass is stored, but no ingress controller runs yet"),
+        row("networking.k8s.io", "v1", "Ingress", "ingresses", Namespaced).short(&["ing"]).subresources(const { &[sub("status", "", "", "Ingress", READ_WRITE)] }).unattended("Ingress is stored, but nothing listens for it yet"),
+        row("networking.k8s.io", "v1", "IPAddress", "ipaddresses", Cluster).short(&["ip"]),
+        row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", Namespaced).short(&["netpol"]).unattended("NetworkPolicy is stored, but the network does not enforce it yet"),
+        row("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", Cluster).subresources(const { &[sub("status", "", "", "ServiceCIDR", READ_WRITE)] }).unattended("ServiceCIDR is stored, but service addresses come from the range the server was started with"),
+    ]
+}
+
+pub(super) fn policy() -> Vec<Kind> {
+    vec![
+        row(
+            "policy",
+            "v1",
+            "PodDisruptionBudget",
+            "poddisruptionbudgets",
+            Namespaced,
+        )
+        .short(&["pdb"])
+        .subresources(const { &[sub("status", "", "", "PodDisruptionBudget", READ_WRITE)] })
+        .unattended("PodDisruptionBudget is stored, but evictions do not ask it yet"),
+    ]
+}
+
+pub(super) fn rbac() -> Vec<Kind> {
+    vec![
+        row(
+            "rbac.authorization.k8s.io",
+            "v1",
+            "ClusterRoleBinding",
+            "clusterrolebindings",
+            Cluster,
+        )
+        .unattended("ClusterRoleBinding is stored, but authorization does not evaluate it yet"),
+        row(
+            "rbac.authorization.k8s.io",
+            "v1",
+            "ClusterRole",
+            "clusterroles",
+            Cluster,
+        )
+        .unattended("ClusterRole is stored, but authorization does not evaluate it yet"),
+        row(
+            "rbac.authorization.k8s.io",
+            "v1",
+            "RoleBinding",
+            "rolebindings",
+            Namespaced,
+        )
+        .unattended("RoleBinding is stored, but authorization does not evaluate it yet"),
+        row(
+            "rbac.authorization.k8s.io",
+            "v1",
+            "Role",
+            "roles",
+            Namespaced,
+        )
+        .unattended("Role is stored, but authorization does not evaluate it yet"),
+    ]
+}
+
+pub(super) fn storage() -> Vec<Kind> {
+    vec![
+        row("storage.k8s.io", "v1", "CSIDriver", "csidrivers", Cluster)
+            .unattended("CSIDriver is stored, but nodes do not speak to CSI drivers"),
+        row("storage.k8s.io", "v1", "CSINode", "csinodes", Cluster)
+            .unattended("CSINode is stored, but nodes do not speak to CSI drivers"),
+        row(
+            "storage.k8s.io",
+            "v1",
+            "CSIStorageCapacity",
+            "csistoragecapacities",
+            Namespaced,
+        )
+        .unattended("CSIStorageCapacity is stored, but the scheduler does not look at it yet"),
+        row(
+            "storage.k8s.io",
+            "v1",
+            "StorageClass",
+            "storageclasses",
+            Cluster,
+        )
+        .short(&["sc"])
+        .unattended("StorageClass is stored, but nothing provisions volumes from it yet"),
+        row(
+            "storage.k8s.io",
+            "v1",
+            "VolumeAttachment",
+            "volumeattachments",
+            Cluster,
+        )
+        .subresources(const { &[sub("status", "", "", "VolumeAttachment", READ_WRITE)] })
+        .unattended("VolumeAttachment is stored, but nothing attaches volumes yet"),
+        row(
+            "storage.k8s.io",
+            "v1",
+            "VolumeAttributesClass",
+            "volumeattributesclasses",
+            Cluster,
+        )
+        .short(&["vac"])
+        .unattended("VolumeAttributesClass is stored, but nothing modifies volumes with it yet"),
+    ]
+}
+
+pub(super) fn admissionregistration() -> Vec<Kind> {
+    vec![
+        row("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicy", "mutatingadmissionpolicies", Cluster).categories(&["api-extensions"]).unattended("MutatingAdmissionPolicy is stored, but admission does not evaluate it yet"),
+        row("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings", Cluster).categories(&["api-extensions"]).unattended("MutatingAdmissionPolicyBinding is stored, but admission does not evaluate its policy yet"),
+        row("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", Cluster).categories(&["api-extensions"]).unattended("MutatingWebhookConfiguration is stored, but admission does not call its webhooks yet"),
+        row("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", Cluster).categories(&["api-extensions"]).subresources(const { &[sub("status", "", "", "ValidatingAdmissionPolicy", READ_WRITE)] }).unattended("ValidatingAdmissionPolicy is stored, but admission does not evaluate it yet"),
+        row("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", Cluster).categories(&["api-extensions"]).unattended("ValidatingAdmissionPolicyBinding is stored, but admission does not evaluate its policy yet"),
+        row("admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", Cluster).categories(&["api-extensions"]).unattended("ValidatingWebhookConfiguration is stored, but admission does not call its webhooks yet"),
+    ]
+}
+
+pub(super) fn apiextensions() -> Vec<Kind> {
+    vec![
+        row(
+            "apiextensions.k8s.io",
+            "v1",
+            "CustomResourceDefinition",
+            "customresourcedefinitions",
+            Cluster,
+        )
+        .short(&["crd", "crds"])
+        .categories(&["api-extensions"])
+        .subresources(
+            const {
+                &[sub(
+                    "status",
+                    "",
+                    "",
+                    "CustomResourceDefinition",
+                    READ_WRITE,
+                )]
+            },
+        )
+        .unattended(
+            "CustomResourceDefinition is stored, but its custom resources are not served yet",
+        ),
+    ]
+}
+
+pub(super) fn scheduling() -> Vec<Kind> {
+    vec![
+        row(
+            "scheduling.k8s.io",
+            "v1",
+            "PriorityClass",
+            "priorityclasses",
+            Cluster,
+        )
+        .short(&["pc"]),
+    ]
+}
+
+pub(super) fn coordination() -> Vec<Kind> {
+    vec![row(
+        "coordination.k8s.io",
+        "v1",
+        "Lease",
+        "leases",
+        Namespaced,
+    )]
+}
+
+pub(super) fn node() -> Vec<Kind> {
+    vec![
+        row(
+            "node.k8s.io",
+            "v1",
+            "RuntimeClass",
+            "runtimeclasses",
+            Cluster,
+        )
+        .unattended("RuntimeClass is stored, but nodes do not choose a sandbox by it yet"),
+    ]
+}
+
+pub(super) fn discovery() -> Vec<Kind> {
+    vec![row(
+        "discovery.k8s.io",
+        "v1",
+        "EndpointSlice",
+        "endpointslices",
+        Namespaced,
+    )]
+}
+
+pub(super) fn resource() -> Vec<Kind> {
+    vec![
+        row(
+            "resource.k8s.io",
+            "v1",
+            "DeviceClass",
+            "deviceclasses",
+            Cluster,
+        )
+        .unattended("DeviceClass is stored, but nothing allocates devices yet"),
+        row(
+            "resource.k8s.io",
+            "v1",
+            "ResourceClaim",
+            "resourceclaims",
+            Namespaced,
+        )
+        .subresources(const { &[sub("status", "", "", "ResourceClaim", READ_WRITE)] })
+        .unattended("ResourceClaim is stored, but nothing allocates devices yet"),
+        row(
+            "resource.k8s.io",
+            "v1",
+            "ResourceClaimTemplate",
+            "resourceclaimtemplates",
+            Namespaced,
+        )
+        .unattended("ResourceClaimTemplate is stored, but nothing allocates devices yet"),
+        row(
+            "resource.k8s.io",
+            "v1",
+            "ResourceSlice",
+            "resourceslices",
+            Cluster,
+        )
+        .unattended("ResourceSlice is stored, but nothing allocates devices yet"),
+    ]
+}
+
+pub(super) fn flow_control() -> Vec<Kind> {
+    vec![
+        row(
+            "flowcontrol.apiserver.k8s.io",
+            "v1",
+            "FlowSchema",
+            "flowschemas",
+            Cluster,
+        )
+        .subresources(const { &[sub("status", "", "", "FlowSchema", READ_WRITE)] })
+        .unattended("FlowSchema is stored, but requests are not sorted by it yet"),
+        row(
+            "flowcontrol.apiserver.k8s.io",
+            "v1",
+            "PriorityLevelConfiguration",
+            "prioritylevelconfigurations",
+            Cluster,
+        )
+        .subresources(
+            const {
+                &[sub(
+                    "status",
+                    "",
+                    "",
+                    "PriorityLevelConfiguration",
+                    READ_WRITE,
+                )]
+            },
+        )
+        .unattended("PriorityLevelConfiguration is stored, but requests are not limited by it yet"),
+    ]
+}

@@ -12,7 +12,7 @@ types.txt, one block per definition (names without their leading `io.k8s.`):
     <tab>FIELD TYPE [FLAG…]
   TYPE   s i32 i64 f b y(bytes) q(uantity) o(int or string) t(ime) m(icrotime) * (any) =NAME (struct)
          =NAME+ =NAME- (struct, made atomic or granular here) [atomic]T [set]T [key,key]T {}T {a}T(atomic map)
-  FLAG   ! required · z zero is absent · w always written, also when zero · d=JSON default · e=A|B allowed values
+  FLAG   ! required · z zero is absent · w always written, also when zero · d=JSON default · e=A|B allowed values (~ is a space)
          p=merge,retainKeys:KEY patch strategy and merge key
 
 protobuf.txt, one block per message:
@@ -279,7 +279,7 @@ def field_line(name, schema, required, rows):
     while isinstance(inner.get("items", inner.get("additionalProperties")), dict):
         inner = inner.get("items", inner.get("additionalProperties"))
     if inner.get("enum"):
-        flags.append("e=" + "|".join(inner["enum"]))
+        flags.append("e=" + "|".join(inner["enum"]).replace(" ", "~"))
     strategy = schema.get("x-kubernetes-patch-strategy")
     if strategy:
         key = schema.get("x-kubernetes-patch-merge-key")

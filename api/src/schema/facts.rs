@@ -187,7 +187,12 @@ fn set_flag(field: &mut Field, flag: &str) -> Result<(), String> {
             Some(("d", json)) => {
                 field.default = Some(serde_json::from_str(json).map_err(|e| e.to_string())?);
             }
-            Some(("e", values)) => field.allowed = values.split('|').map(Into::into).collect(),
+            Some(("e", values)) => {
+                field.allowed = values
+                    .split('|')
+                    .map(|v| v.replace('~', " ").into())
+                    .collect()
+            }
             Some(("p", strategy)) => field.patch = parse_strategy(strategy),
             _ => return Err(format!("unknown flag {flag:?}")),
         },

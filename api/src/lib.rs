@@ -13,9 +13,13 @@
 //!
 //! [`discovery`], [`openapi`] and [`table`] are derived from the kinds and the schema, never written by hand.
 
+pub mod auth;
 pub mod cache;
 pub mod kinds;
 pub mod object;
+pub mod pki;
+pub mod request;
 pub mod schema;
+pub mod selector;
 pub mod status;
 pub mod store;

@@ -44,6 +44,18 @@ pub struct PodNetwork {
     _private: (),
 }
 
+impl PodNetwork {
+    /// A guest's outgoing call.
+    pub async fn http(
+        &self,
+        _request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, HttpError> {
+        Err(HttpError::NotReached(
+            "the pod network is not there yet".to_owned(),
+        ))
+    }
+}
+
 /// An established TCP connection, pod side.
 pub struct Stream {
     pub local: SocketAddr,

@@ -1,11 +1,117 @@
 //! Guests in wasmtime. Takes its own small [`Workload`]; has never heard of a Pod, of Kubernetes, or of a Service.
 //!
-//! A component is compiled once ([`Runtime::load`]) and started many times ([`Runtime::start`]).
+//! A component is compiled once ([`Runtime::load`]) and started many times ([`Runtime::start`]). What it exports decides how:
+//!
+//! ```text
+//! wasm ─ adapt ─ compiled ─ linker ─┬─ http      0.2: an instance per request, polled in the caller's task
+//!        what    machine    what a  ├─ service   0.3: few instances, many requests each
+//!        is it?  code       guest   └─ command   one instance, one task, one Exit
+//!                           may do     all: guest (store data), limits, logs, outgoing, sockets
+//! ```
 
+mod adapt;
+mod command;
+mod compiled;
+mod engine;
+mod guest;
+mod http;
+mod limits;
+mod linker;
+mod logs;
+mod outgoing;
+mod service;
+mod sockets;
+mod workload;
+
+use std::collections::HashMap;
+use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
-use crate::network::PodNetwork;
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+
+use crate::network::{HttpHandler, PodNetwork};
+use engine::{Engines, Flavor, Lane};
+use guest::{Guest, Template};
+use limits::Meter;
+use workload::State;
+
+/// How long a request may go without an answer, unless [`Runtime::request_timeout`] says otherwise.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(600);
+/// Components compiled at the same time; each already uses every core.
+const COMPILING: usize = 2;
+
+/// What the runtime is made with.
+pub struct Config {
+    /// Processes that may run at once: the pools are made for this many (at most 9,000).
+    pub max_pods: usize,
+    /// For compiled components; made with mode 0700. Nobody else may write there.
+    pub cache_dir: PathBuf,
+}
+
+/// Compiles and runs components. Cheap to clone; costs nothing until the first component is loaded.
+#[derive(Clone)]
+pub struct Runtime {
+    shared: Arc<Shared>,
+    timeout: Duration,
+}
+
+/// A component ready to start; share it between workloads.
+pub struct Component {
+    world: World,
+    loaded: Arc<Loaded>,
+}
+
+/// A started workload. Dropping it kills it.
+pub struct Running {
+    state: Arc<State>,
+    handler: Option<Arc<dyn HttpHandler>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error("cache directory {dir}")]
+    Cache { dir: PathBuf, source: io::Error },
+    #[error("epoch thread")]
+    Thread(#[source] io::Error),
+}
+
+/// Why a file cannot run here. The text is for the person who wrote the manifest.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum LoadError {
+    #[error("not a WebAssembly component: it is {found}")]
+    NotWasm { found: String },
+    #[error("not a WebAssembly component but {found}: Linux containers do not run here")]
+    LinuxContainer { found: &'static str },
+    #[error("invalid WebAssembly: {0}")]
+    Invalid(String),
+    #[error("imports {interface}, which this node does not offer: {detail}")]
+    MissingImport { interface: String, detail: String },
+    #[error(
+        "exports none of wasi:http/incoming-handler@0.2, wasi:http/handler@0.3, wasi:cli/run@0.2, wasi:cli/run@0.3; it exports: {exports}"
+    )]
+    UnknownWorld { exports: String },
+    #[error("the WebAssembly engine failed: {0}")]
+    Engine(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("mount {host} at {guest}", host = .host.display())]
+    Mount {
+        host: PathBuf,
+        guest: String,
+        source: io::Error,
+    },
+    #[error("{0} processes run already, more do not fit into this node")]
+    Full(usize),
+    #[error("the WebAssembly engine failed: {0}")]
+    Engine(String),
+}
 
 /// What a component exports decides how it runs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -103,4 +209,219 @@ pub struct Usage {
     /// Times the workload had to wait for its CPU quota, and for how long in all.
     pub throttled: u64,
     pub throttled_nanos: u64,
+    /// HTTP requests taken, and those of them in which the guest trapped, answered with an error, or not in time.
+    pub requests: u64,
+    pub failed_requests: u64,
+}
+
+/// What every workload needs.
+struct Shared {
+    engines: Engines,
+    cache: compiled::Cache,
+    compiling: Semaphore,
+    // Locked to find an entry; the entry's own lock makes concurrent loads of one digest wait for the first.
+    components: Mutex<HashMap<String, Slot>>,
+}
+
+type Slot = Arc<tokio::sync::Mutex<Weak<Component>>>;
+
+/// A linked component by its world.
+enum Loaded {
+    Http02(ProxyPre<Guest>, Flavor),
+    Http03(ServicePre<Guest>),
+    Command02(wasmtime_wasi::p2::bindings::CommandPre<Guest>, Flavor),
+    Command03(wasmtime_wasi::p3::bindings::CommandPre<Guest>),
+}
+
+// === impl Runtime ===
+
+impl Runtime {
+    /// Makes the cache directory and the (sleeping) epoch thread; the engines come with the first component.
+    pub fn new(config: Config) -> Result<Self, RuntimeError> {
+        let dir = config.cache_dir;
+        let cache = compiled::Cache::open(dir.clone())
+            .map_err(|source| RuntimeError::Cache { dir, source })?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                engines: Engines::new(config.max_pods).map_err(RuntimeError::Thread)?,
+                cache,
+                compiling: Semaphore::new(COMPILING),
+                components: Mutex::new(HashMap::new()),
+            }),
+            timeout: REQUEST_TIMEOUT,
+        })
+    }
+
+    /// How long a request may go without an answer, for workloads started from here on (default 600 s).
+    #[must_use]
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// A component somebody still uses.
+    pub async fn loaded(&self, digest: &str) -> Option<Arc<Component>> {
+        self.slot(digest).lock().await.upgrade()
+    }
+
+    /// Compiles `bytes` (milliseconds to many seconds, on other threads) or maps what was compiled before. `digest`
+    /// identifies the bytes: the caller has verified it. Loads of one digest at the same time do the work once.
+    pub async fn load(&self, bytes: Bytes, digest: &str) -> Result<Arc<Component>, LoadError> {
+        let slot = self.slot(digest);
+        let mut slot = slot.lock().await;
+        if let Some(component) = slot.upgrade() {
+            return Ok(component);
+        }
+        let _turn = self.shared.compiling.acquire().await;
+        let shared = Arc::clone(&self.shared);
+        let name = digest.to_owned();
+        let component = tokio::task::spawn_blocking(move || shared.load(&bytes, &name))
+            .await
+            .map_err(|error| LoadError::Engine(error.to_string()))??;
+        let component = Arc::new(component);
+        *slot = Arc::downgrade(&component);
+        Ok(component)
+    }
+
+    fn slot(&self, digest: &str) -> Slot {
+        let mut components = self
+            .shared
+            .components
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = components.get(digest) {
+            return Arc::clone(slot);
+        }
+        // Entries nobody holds and whose component is gone go with the next newcomer.
+        components.retain(|_, slot| {
+            Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|slot| slot.strong_count() > 0)
+        });
+        let slot = Slot::default();
+        components.insert(digest.to_owned(), Arc::clone(&slot));
+        slot
+    }
+
+    /// Starts a workload; must be called inside a tokio runtime. A process runs from here on; an HTTP component is
+    /// instantiated once as a trial, and then only when requests come.
+    pub fn start(
+        &self,
+        component: &Arc<Component>,
+        workload: Workload,
+    ) -> Result<Running, StartError> {
+        let reuse = workload.reuse;
+        let meter = Meter::new(workload.limits, Arc::clone(self.shared.engines.tick()));
+        let template = Template::new(workload, Arc::new(meter))?;
+        let state = State::new(template, self.timeout);
+        let (loaded, shared) = (Arc::clone(&component.loaded), Arc::clone(&self.shared));
+        let handler: Option<Arc<dyn HttpHandler>> = match component.world {
+            World::Http02 => {
+                let handler = http::Handler::new(Arc::clone(&state), loaded, shared, reuse);
+                tokio::spawn(Arc::clone(&handler).rehearse());
+                Some(handler)
+            }
+            World::Http03 => {
+                let handler = service::Handler::new(Arc::clone(&state), loaded, shared, reuse);
+                tokio::spawn(Arc::clone(&handler).rehearse());
+                Some(handler)
+            }
+            World::Command02 | World::Command03 => {
+                command::spawn(Arc::clone(&state), loaded, shared)?;
+                None
+            }
+        };
+        Ok(Running { state, handler })
+    }
+}
+
+// === impl Component ===
+
+impl Component {
+    pub fn world(&self) -> World {
+        self.world
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Resolves when the workload is over; at once if it is. An HTTP workload is over when it is stopped, when it needs
+    /// more memory than it may have, or when it cannot be instantiated.
+    pub async fn wait(&self) -> Exit {
+        self.state.wait().await
+    }
+
+    /// Asks it to end within `grace`; [`Running::wait`] tells when. HTTP: no new request is taken, those inside are
+    /// answered. A process cannot be told (WASI has no signals), so the default action of SIGTERM happens: it ends, once
+    /// its connections are quiet or the grace is over, with 143.
+    pub fn stop(&self, grace: Duration) {
+        let state = Arc::clone(&self.state);
+        let serves = self.handler.is_some();
+        tokio::spawn(async move {
+            let exit = if serves {
+                workload::killed(if state.drain(grace).await { 0 } else { 137 })
+            } else {
+                state.template.sockets.quiet(grace).await;
+                workload::killed(143)
+            };
+            state.end(exit);
+        });
+    }
+
+    /// Ends it now: within a tick of 10 ms nothing of the guest runs any more.
+    pub fn kill(&self) {
+        self.state.end(workload::killed(137));
+    }
+
+    pub fn usage(&self) -> Usage {
+        self.state.usage()
+    }
+
+    /// Answers HTTP, if that is what the component does.
+    pub fn http(&self) -> Option<Arc<dyn HttpHandler>> {
+        self.handler.clone()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn lane(&self, flavor: Flavor) -> wasmtime::Result<&Lane> {
+        self.engines
+            .lane(flavor)
+            .map_err(|error| wasmtime::Error::msg(error.to_owned()))
+    }
+
+    /// Blocks.
+    fn load(&self, bytes: &[u8], digest: &str) -> Result<Component, LoadError> {
+        let adapted = adapt::adapt(bytes)?;
+        let engine = |error: wasmtime::Error| LoadError::Engine(format!("{error:#}"));
+        let lane = self.lane(adapted.flavor).map_err(engine)?;
+        let component = self
+            .cache
+            .load(lane, digest, &adapted.wasm)
+            .map_err(|error| LoadError::Invalid(format!("{error:#}")))?;
+        let pre = lane
+            .linker
+            .instantiate_pre(&component)
+            .map_err(|error| linker::missing(&error))?;
+        let loaded = match adapted.world {
+            World::Http02 => ProxyPre::new(pre).map(|pre| Loaded::Http02(pre, adapted.flavor)),
+            World::Http03 => ServicePre::new(pre).map(Loaded::Http03),
+            World::Command02 => wasmtime_wasi::p2::bindings::CommandPre::new(pre)
+                .map(|pre| Loaded::Command02(pre, adapted.flavor)),
+            World::Command03 => {
+                wasmtime_wasi::p3::bindings::CommandPre::new(pre).map(Loaded::Command03)
+            }
+        };
+        Ok(Component {
+            world: adapted.world,
+            loaded: Arc::new(loaded.map_err(|error| LoadError::Invalid(format!("{error:#}")))?),
+        })
+    }
 }

@@ -6,8 +6,17 @@
 pub mod autoscaling;
 pub mod columns;
 pub mod events;
+pub mod label_selector;
+pub mod metadata;
+pub mod names;
+pub mod namespace;
+pub mod path;
+pub mod quantities;
 pub mod rows;
+pub mod rules;
 pub mod strategy;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::borrow::Cow;
 use std::collections::HashMap;

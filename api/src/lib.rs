@@ -13,6 +13,7 @@
 //!
 //! [`discovery`], [`openapi`] and [`table`] are derived from the kinds and the schema, never written by hand.
 
+pub mod admission;
 pub mod auth;
 pub mod cache;
 pub mod kinds;

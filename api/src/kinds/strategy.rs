@@ -37,7 +37,13 @@ pub trait Strategy: Send + Sync {
     /// main-door updates, everything but status kept on status-door ones, generation) is not repeated here.
     fn prepare(&self, _new: &mut Object, _old: Option<&Object>, _door: Door<'_>) {}
 
-    /// Every cause, with field paths. Object metadata is checked by the generic path.
+    /// A create keeps the status the client sent (nodes register with theirs); otherwise the generic path clears it
+    /// before `prepare`, which may then set the status a new object begins with.
+    fn keeps_status(&self) -> bool {
+        false
+    }
+
+    /// Every cause, with field paths. Object metadata is checked by the generic path (`kinds::metadata`).
     fn validate(&self, _new: &Object, _old: Option<&Object>, _door: Door<'_>) -> Vec<Cause> {
         Vec::new()
     }
@@ -113,6 +119,7 @@ pub trait Strategy: Send + Sync {
     }
 }
 
+#[derive(Clone, Copy, Debug)]
 pub struct ScalePaths {
     pub spec_replicas: &'static [&'static str],
     pub status_replicas: &'static [&'static str],

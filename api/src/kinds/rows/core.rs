@@ -2,7 +2,7 @@
 
 use super::{CREATE, PROXY, READ_WRITE, STREAM, row, sub};
 use crate::kinds::Scope::{Cluster, Namespaced};
-use crate::kinds::{Kind, Subresource};
+use crate::kinds::{Kind, Subresource, namespace};
 
 const POD_SUBRESOURCES: &[Subresource] = &[
     sub("attach", "", "", "PodAttachOptions", STREAM),
@@ -30,6 +30,7 @@ pub(super) fn core() -> Vec<Kind> {
             .short(&["limits"])
             .unattended("LimitRange is stored, but admission does not apply it yet"),
         row("", "v1", "Namespace", "namespaces", Cluster)
+            .strategy(&namespace::NAMESPACE)
             .verbs(&[
                 "create", "delete", "get", "list", "patch", "update", "watch",
             ])

@@ -18,6 +18,7 @@ pub mod auth;
 pub mod cache;
 pub mod kinds;
 pub mod object;
+pub mod patch;
 pub mod pki;
 pub mod request;
 pub mod schema;

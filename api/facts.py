@@ -33,7 +33,6 @@ SPECIAL = {
     "io.k8s.apimachinery.pkg.util.intstr.IntOrString": "o",
     META + "Time": "t",
     META + "MicroTime": "m",
-    META + "Duration": "duration",
     META + "FieldsV1": "*",
     META + "Patch": "*",
     "io.k8s.apimachinery.pkg.runtime.RawExtension": "*",

@@ -16,6 +16,7 @@
 pub mod admission;
 pub mod auth;
 pub mod cache;
+pub mod codec;
 pub mod kinds;
 pub mod object;
 pub mod patch;

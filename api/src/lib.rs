@@ -17,6 +17,7 @@ pub mod admission;
 pub mod auth;
 pub mod cache;
 pub mod codec;
+pub mod discovery;
 pub mod kinds;
 pub mod object;
 pub mod patch;

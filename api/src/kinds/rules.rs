@@ -38,6 +38,8 @@ pub enum Check {
     Positive,
     Between(i64, i64),
     Port,
+    /// A port that must be there; 0 is not there.
+    RequiredPort,
     /// A text that follows a rule of `names`.
     Name(names::Rule),
     /// As `Name`, and an empty text passes too.
@@ -320,6 +322,12 @@ impl Check {
             }
             return;
         }
+        if let Self::RequiredPort = self
+            && found.is_none_or(|port| port == 0)
+        {
+            causes.push(Cause::required(path, ""));
+            return;
+        }
         let Some(value) = found else { return };
         match self {
             Self::Required | Self::RequiredWith(_) | Self::Immutable => {}
@@ -340,7 +348,7 @@ impl Check {
                     causes,
                 );
             }
-            Self::Port => Self::Between(1, 65535).ask(path, found, causes),
+            Self::Port | Self::RequiredPort => Self::Between(1, 65535).ask(path, found, causes),
             Self::Name(rule) => text(path, value, rule, causes),
             Self::NameOrEmpty(rule) => {
                 if value.as_str() != Some("") {

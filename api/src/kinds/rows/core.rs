@@ -2,7 +2,7 @@
 
 use super::{CREATE, PROXY, READ_WRITE, STREAM, row, sub};
 use crate::kinds::Scope::{Cluster, Namespaced};
-use crate::kinds::{Kind, Subresource, namespace};
+use crate::kinds::{Kind, Subresource, namespace, pod};
 
 const POD_SUBRESOURCES: &[Subresource] = &[
     sub("attach", "", "", "PodAttachOptions", STREAM),
@@ -68,6 +68,7 @@ pub(super) fn core() -> Vec<Kind> {
             .subresources(const { &[sub("status", "", "", "PersistentVolume", READ_WRITE)] })
             .unattended("PersistentVolume is stored, but no controller binds it yet"),
         row("", "v1", "Pod", "pods", Namespaced)
+            .strategy(&pod::POD)
             .short(&["po"])
             .categories(&["all"])
             .subresources(POD_SUBRESOURCES),

@@ -232,14 +232,8 @@ impl Cache {
     /// Objects of `resource` last written at least `age` ago, a few seconds late at most: what a reaper deletes
     /// (with `Expect::At(object.revision)`). Linear in the number of objects, a pointer's look at each.
     pub fn older_than(&self, resource: &str, age: Duration) -> Vec<Arc<Stored>> {
-        let before = self.now().saturating_sub(clock::millis(age));
-        let (snapshot, limit) = {
-            let state = self.read();
-            let limit = state.marks.as_ref().map_or(0, |m| m.revision_at(before));
-            let objects = state.resources.get(resource).map(|r| r.objects.clone());
-            let snapshot = Snapshot::new(state.revision, objects.unwrap_or_default());
-            (snapshot, limit)
-        };
+        let snapshot = self.snapshot(resource);
+        let limit = self.read().reached(self.now(), age);
         let old = snapshot.iter().filter(|object| object.revision <= limit);
         old.cloned().collect()
     }
@@ -438,10 +432,16 @@ impl State {
         self.namespaces.insert(Arc::clone(namespace));
     }
 
+    /// The revision that was the newest `age` ago; 0 when that is not known.
+    fn reached(&self, now: Millis, age: Duration) -> Revision {
+        let then = now.checked_sub(clock::millis(age));
+        let marks = then.zip(self.marks.as_ref());
+        marks.map_or(0, |(then, marks)| marks.revision_at(then))
+    }
+
     /// Applies retention at `now`. What is returned is dropped outside of the lock.
     fn trim(&mut self, config: &Config, now: Millis) -> Vec<Arc<Event>> {
-        let before = now.saturating_sub(clock::millis(config.keep));
-        let by_age = self.marks.as_ref().map_or(0, |m| m.revision_at(before));
+        let by_age = self.reached(now, config.keep);
         let by_count = self.revision.saturating_sub(config.at_least);
         let mut through = by_age.min(by_count);
         let mut excess = self.event_bytes.saturating_sub(config.max_bytes);

@@ -1,0 +1,206 @@
+//! What a durable write costs: `cargo bench -p api --bench store [-- DIRECTORY]` creates objects of 2 KB in a new
+//! SQLite store with 1 and with 64 clients, and prints creates per second, what a create waits, the processor time it
+//! takes, and when a watcher has it; then how long a start takes and what an object costs in memory.
+//! Beside it: what the disk itself needs for one flush. The directory (default: a temporary one) decides which disk.
+
+#![expect(clippy::print_stdout, reason = "a bench prints")]
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use api::store::memory::Memory;
+use api::store::sqlite::Sqlite;
+use api::store::{Change, Draft, Expect, Index, Indexer, Key, Operation, Store};
+use tokio::time::Instant;
+
+const BODY_BYTES: usize = 2_000;
+const RUN: Duration = Duration::from_secs(3);
+
+fn main() -> Result<()> {
+    let given = std::env::args().skip(1).find(|a| !a.starts_with("--"));
+    let temporary = tempfile::tempdir()?;
+    let directory = given.map_or_else(|| temporary.path().to_owned(), Into::into);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    flushes(&directory)?;
+    runtime.block_on(async {
+        for clients in [1, 8, 64, 256] {
+            let path = directory.join(format!("bench-{clients}.db"));
+            let store = Sqlite::open(&path, indexer()).await?;
+            creates("SQLite", Arc::new(store), clients).await?;
+            start(&path).await?;
+        }
+        creates("memory", Arc::new(Memory::new()), 64).await
+    })
+}
+
+/// Appends of one page, each flushed.
+fn flushes(directory: &Path) -> Result<()> {
+    let mut file = tempfile::tempfile_in(directory).context("the directory must be writable")?;
+    let begun = Instant::now();
+    let mut count = 0u32;
+    while begun.elapsed() < RUN / 3 {
+        file.write_all(&[7; 4_096])?;
+        file.sync_data()?;
+        count += 1;
+    }
+    let each = begun.elapsed() / count;
+    println!("one flushed append of 4 KB: {each:.0?}");
+    Ok(())
+}
+
+async fn creates(what: &str, store: Arc<dyn Store>, clients: usize) -> Result<()> {
+    let mut watcher = store.cache().watch("pods", 0)?;
+    let published = tokio::spawn(async move {
+        let mut events = 0u64;
+        let mut buffer = Vec::new();
+        while watcher.next_many(&mut buffer, 1_024).await > 0 {
+            events += buffer.drain(..).len() as u64;
+        }
+        events
+    });
+    let cpu = processor_time()?;
+    let begun = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for client in 0..clients {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move {
+            let mut waits = Vec::new();
+            while begun.elapsed() < RUN {
+                let name = format!("client-{client}-{}", waits.len());
+                let asked = Instant::now();
+                store.commit(vec![create(&name)]).await?;
+                waits.push(asked.elapsed());
+            }
+            Ok::<_, api::store::Error>(waits)
+        });
+    }
+    let mut waits = Vec::new();
+    for done in tasks.join_all().await {
+        waits.extend(done?);
+    }
+    let took = begun.elapsed();
+    let cpu = processor_time()?.saturating_sub(cpu);
+    waits.sort_unstable();
+    let count = waits.len();
+    let each = cpu / u32::try_from(count)?;
+    println!(
+        "{what}, {clients} clients: {:.0} creates/s, p50 {:.2?}, p99 {:.2?}, {each:.0?} of processor each",
+        count as f64 / took.as_secs_f64(),
+        waits[count / 2],
+        waits[count * 99 / 100],
+    );
+    latency(&*store).await?;
+    let stats = store.cache().stats();
+    store.close().await;
+    let seen = published.await?;
+    println!("  a watcher has seen {seen} of {} events", stats.revision);
+    Ok(())
+}
+
+/// From the call of a write to the event in a watcher's hands, and from the answer.
+async fn latency(store: &dyn Store) -> Result<()> {
+    let mut watcher = store.cache().watch("nodes", store.cache().revision())?;
+    let watching = tokio::spawn(async move {
+        let mut seen = Vec::new();
+        while seen.len() < 200 && watcher.next().await.is_some() {
+            seen.push(Instant::now());
+        }
+        seen
+    });
+    let mut times = Vec::new();
+    for i in 0..200 {
+        let mut create = create(&format!("n{i}"));
+        create.key.resource = "nodes".into();
+        let asked = Instant::now();
+        store.commit(vec![create]).await?;
+        times.push((asked, Instant::now()));
+    }
+    let seen = watching.await?;
+    let mut whole: Vec<_> = times.iter().zip(&seen).map(|(t, s)| *s - t.0).collect();
+    let mut after: Vec<_> = times
+        .iter()
+        .zip(&seen)
+        .map(|(t, s)| s.saturating_duration_since(t.1))
+        .collect();
+    whole.sort_unstable();
+    after.sort_unstable();
+    println!(
+        "  write → watcher: p50 {:.0?}, p99 {:.0?}; behind the writer's answer: p50 {:.0?}, p99 {:.0?}",
+        whole[100], whole[198], after[100], after[198]
+    );
+    Ok(())
+}
+
+/// Opening a store of that many objects.
+async fn start(path: &Path) -> Result<()> {
+    let before = resident_bytes()?;
+    let begun = Instant::now();
+    let store = Sqlite::open(path, indexer()).await?;
+    let took = begun.elapsed();
+    let objects = store.cache().snapshot("pods").len();
+    let grown = resident_bytes()?.saturating_sub(before);
+    println!(
+        "  start with {objects} objects: {took:.0?}; resident + {} bytes each; file {} bytes each",
+        grown / objects as u64,
+        std::fs::metadata(path)?.len() / objects as u64,
+    );
+    store.close().await;
+    Ok(())
+}
+
+fn create(name: &str) -> Operation {
+    let head = format!(
+        "{{\"kind\":\"Pod\",\"apiVersion\":\"v1\",\"metadata\":{{\"name\":\"{name}\",\"namespace\":\"default\",\"resourceVersion\":\""
+    );
+    let tail = format!("\"}},\"filler\":\"{}\"}}", "x".repeat(BODY_BYTES - 150));
+    Operation {
+        key: Key::new("pods", "default", name),
+        expect: Expect::Absent,
+        change: Change::Put(Draft {
+            head: head.into(),
+            tail: tail.into(),
+            index: index(),
+        }),
+    }
+}
+
+fn index() -> Index {
+    Index {
+        uid: "b1946ac9-2d4f-4c5e-9f3f-6a0f0f6f0f6f".into(),
+        labels: Box::new([("app".into(), "bench".into())]),
+        fields: Box::new([
+            ("spec.nodeName", "n1".into()),
+            ("status.phase", "Running".into()),
+        ]),
+    }
+}
+
+fn indexer() -> Indexer {
+    Arc::new(|_, bytes| {
+        let parsed: Result<serde_json::Value, _> = serde_json::from_slice(bytes);
+        assert!(parsed.is_ok(), "what was stored is JSON");
+        index()
+    })
+}
+
+/// User and system time of this process.
+fn processor_time() -> Result<Duration> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
+    let time = |t: nix::sys::time::TimeVal| {
+        let micros = t.tv_sec() * 1_000_000 + t.tv_usec();
+        Duration::from_micros(micros.unsigned_abs())
+    };
+    Ok(time(usage.user_time()) + time(usage.system_time()))
+}
+
+fn resident_bytes() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|l| l.trim().strip_suffix(" kB"));
+    Ok(kib.context("VmRSS in /proc/self/status")?.parse::<u64>()? * 1_024)
+}

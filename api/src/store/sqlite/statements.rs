@@ -1,0 +1,213 @@
+//! The SQL of one batch: whatever its size, a handful of prepared statements. A statement for many rows exists in
+//! sizes of powers of two; the rows that are left over stay NULL and are skipped by the statement itself.
+
+use std::sync::Arc;
+
+use sqlx::error::BoxDynError;
+use sqlx::sqlite::{SqliteArguments, SqliteConnection};
+use sqlx::{Arguments, AssertSqlSafe};
+
+use super::load::signed;
+use crate::cache::Mark;
+use crate::store::batch::Batch;
+use crate::store::{Event, Revision, Stored};
+
+/// Rows of the largest statement; more rows take several.
+const MOST_ROWS: usize = 256;
+
+/// Everything one transaction writes.
+pub(super) struct Transaction {
+    puts: Vec<Arc<Stored>>,
+    deletes: Vec<Revision>,
+    events: Vec<Arc<Event>>,
+    /// `None`: this transaction changes no object.
+    counters: Option<(Revision, u64)>,
+    mark: Option<Mark>,
+    horizon: Option<Revision>,
+}
+
+/// The statements, by size.
+pub(super) struct Statements {
+    puts: Vec<Arc<str>>,
+    deletes: Vec<Arc<str>>,
+    history: Vec<Arc<str>>,
+}
+
+// === impl Transaction ===
+
+impl Transaction {
+    /// The changes of `batch`, written down as of `at`.
+    pub(super) fn new(batch: &Batch<'_>, at: u64, mark: Option<Mark>) -> Self {
+        let mut puts = Vec::new();
+        let mut deletes = Vec::new();
+        for object in batch.objects() {
+            let now = object.now.as_ref();
+            if let Some(base) = object.base
+                && now.is_none_or(|now| now.created != base)
+            {
+                deletes.push(base);
+            }
+            puts.extend(now.cloned());
+        }
+        // Neighbours share pages.
+        puts.sort_unstable_by_key(|object| object.created);
+        Self {
+            puts,
+            deletes,
+            events: batch.events().to_vec(),
+            counters: Some((batch.revision(), at)),
+            mark,
+            horizon: None,
+        }
+    }
+
+    /// Only the removal of history.
+    pub(super) fn compaction(horizon: Revision) -> Self {
+        Self {
+            puts: Vec::new(),
+            deletes: Vec::new(),
+            events: Vec::new(),
+            counters: None,
+            mark: None,
+            horizon: Some(horizon),
+        }
+    }
+
+    /// Removes history up to and including `horizon` too.
+    pub(super) fn compacting(mut self, horizon: Option<Revision>) -> Self {
+        self.horizon = horizon;
+        self
+    }
+}
+
+// === impl Statements ===
+
+impl Statements {
+    pub(super) fn new() -> Self {
+        let sizes = || (0..=MOST_ROWS.ilog2()).map(|power| 1usize << power);
+        let values = |rows: usize, columns: usize| {
+            let row = format!("({})", vec!["?"; columns].join(","));
+            format!(
+                "SELECT * FROM (VALUES {}) WHERE column1 IS NOT NULL",
+                vec![row; rows].join(",")
+            )
+        };
+        let insert = |verb: &str, columns| {
+            let sql = sizes().map(|rows| format!("{verb} {}", values(rows, columns)).into());
+            sql.collect()
+        };
+        let delete = |rows| {
+            let ids = vec!["?"; rows].join(",");
+            format!("DELETE FROM objects WHERE id IN ({ids})").into()
+        };
+        Self {
+            puts: insert("REPLACE INTO objects", 6),
+            history: insert("INSERT INTO history", 8),
+            deletes: sizes().map(delete).collect(),
+        }
+    }
+
+    /// Runs `transaction` up to and including COMMIT. After an error the caller rolls back.
+    pub(super) async fn run(
+        &self,
+        connection: &mut SqliteConnection,
+        transaction: &Transaction,
+    ) -> Result<(), sqlx::Error> {
+        execute(connection, "BEGIN IMMEDIATE".into(), Vec::new()).await?;
+        for rows in transaction.puts.chunks(MOST_ROWS) {
+            let values = rows.iter().flat_map(|object| put(object)).collect();
+            execute(connection, sized(&self.puts, rows.len()), values).await?;
+        }
+        for rows in transaction.deletes.chunks(MOST_ROWS) {
+            let values = rows.iter().map(|id| number(*id)).collect();
+            execute(connection, sized(&self.deletes, rows.len()), values).await?;
+        }
+        for rows in transaction.events.chunks(MOST_ROWS) {
+            let values = rows.iter().flat_map(|event| entry(event)).collect();
+            execute(connection, sized(&self.history, rows.len()), values).await?;
+        }
+        if let Some(mark) = transaction.mark {
+            let sql = "INSERT OR REPLACE INTO marks (revision, at) VALUES (?, ?)";
+            let values = vec![number(mark.revision), number(mark.at)];
+            execute(connection, sql.into(), values).await?;
+        }
+        if let Some(horizon) = transaction.horizon {
+            let sql = "UPDATE meta SET horizon = ?1; DELETE FROM history WHERE revision <= ?1";
+            execute(connection, sql.into(), vec![number(horizon)]).await?;
+        }
+        let Some((revision, at)) = transaction.counters else {
+            return execute(connection, "COMMIT".into(), Vec::new()).await;
+        };
+        let sql = "UPDATE meta SET revision = ?, written_at = ?; COMMIT";
+        execute(connection, sql.into(), vec![number(revision), number(at)]).await
+    }
+}
+
+enum Value {
+    Null,
+    Number(i64),
+    Text(Arc<str>),
+    Bytes(Vec<u8>),
+}
+
+/// A row of `objects`.
+fn put(object: &Stored) -> [Value; 6] {
+    let key = &object.key;
+    [
+        number(object.created),
+        number(object.revision),
+        Value::Text(Arc::clone(&key.resource)),
+        Value::Text(Arc::clone(&key.namespace)),
+        Value::Text(Arc::clone(&key.name)),
+        Value::Bytes(object.bytes.to_vec()),
+    ]
+}
+
+/// A row of `history`.
+fn entry(event: &Event) -> [Value; 8] {
+    let key = &event.object.key;
+    let previous = event.previous.as_ref();
+    let last = event.deleted.then(|| event.object.bytes.to_vec());
+    [
+        number(event.revision),
+        number(event.object.created),
+        Value::Text(Arc::clone(&key.resource)),
+        Value::Text(Arc::clone(&key.namespace)),
+        Value::Text(Arc::clone(&key.name)),
+        previous.map_or(Value::Null, |p| number(p.revision)),
+        previous.map_or(Value::Null, |p| Value::Bytes(p.bytes.to_vec())),
+        last.map_or(Value::Null, Value::Bytes),
+    ]
+}
+
+fn number(number: u64) -> Value {
+    Value::Number(signed(number))
+}
+
+/// The smallest statement for `rows` rows.
+fn sized(statements: &[Arc<str>], rows: usize) -> Arc<str> {
+    Arc::clone(&statements[rows.next_power_of_two().ilog2() as usize])
+}
+
+async fn execute(
+    connection: &mut SqliteConnection,
+    sql: Arc<str>,
+    values: Vec<Value>,
+) -> Result<(), sqlx::Error> {
+    let mut arguments = SqliteArguments::default();
+    arguments.reserve(values.len(), 0);
+    for value in values {
+        add(&mut arguments, value).map_err(sqlx::Error::Encode)?;
+    }
+    let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
+    query.execute(connection).await.map(drop)
+}
+
+fn add(arguments: &mut SqliteArguments, value: Value) -> Result<(), BoxDynError> {
+    match value {
+        Value::Null => arguments.add(None::<i64>),
+        Value::Number(number) => arguments.add(number),
+        Value::Text(text) => arguments.add(text),
+        Value::Bytes(bytes) => arguments.add(bytes),
+    }
+}

@@ -104,6 +104,8 @@ impl Writer {
 
     /// Commits `first` and whatever else is waiting.
     async fn serve(&mut self, first: Request) {
+        // Those just answered may be about to ask again: let them join this flush.
+        tokio::task::yield_now().await;
         let cache = Arc::clone(&self.cache);
         let mut batch = Batch::new(&cache);
         let mut answers = Vec::new();

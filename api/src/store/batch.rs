@@ -38,34 +38,46 @@ impl<'a> Batch<'a> {
 
     /// Adds one commit, or nothing of it.
     pub(super) fn apply(&mut self, operations: Vec<Operation>) -> Result<Vec<Arc<Stored>>, Error> {
-        let mut staged: Vec<Arc<Event>> = Vec::with_capacity(operations.len());
+        let before = self.events.len();
         for (position, operation) in operations.into_iter().enumerate() {
-            let found = self.current(&staged, &operation.key);
+            let found = self.current(&operation.key);
             if !holds(&operation, found.as_deref()) {
+                self.take_back(before);
                 return Err(Error::Conflict {
                     operation: position,
                     key: operation.key,
                     found,
                 });
             }
-            let revision = self.last + 1 + staged.len() as Revision;
-            staged.push(Arc::new(self.event(operation, found, revision)));
+            self.last += 1;
+            let event = self.event(operation, found, self.last);
+            self.set(&event);
+            self.events.push(Arc::new(event));
         }
-        self.last += staged.len() as Revision;
-        for event in &staged {
-            let now = (!event.deleted).then(|| Arc::clone(&event.object));
-            let key = &event.object.key;
-            match self.pending.get_mut(key) {
-                Some(pending) => pending.now = now,
-                None => {
-                    let base = event.previous.as_ref().map(|previous| previous.created);
-                    self.pending.insert(key.clone(), Pending { base, now });
-                }
+        let done = self.events[before..].iter();
+        Ok(done.map(|event| Arc::clone(&event.object)).collect())
+    }
+
+    /// Undoes the events from position `before` on, newest first.
+    fn take_back(&mut self, before: usize) {
+        for event in self.events.split_off(before).iter().rev() {
+            self.last -= 1;
+            if let Some(pending) = self.pending.get_mut(&event.object.key) {
+                pending.now.clone_from(&event.previous);
             }
         }
-        let answers = staged.iter().map(|e| Arc::clone(&e.object)).collect();
-        self.events.append(&mut staged);
-        Ok(answers)
+    }
+
+    fn set(&mut self, event: &Event) {
+        let key = &event.object.key;
+        let now = (!event.deleted).then(|| Arc::clone(&event.object));
+        match self.pending.get_mut(key) {
+            Some(pending) => pending.now = now,
+            None => {
+                let base = event.previous.as_ref().map(|previous| previous.created);
+                self.pending.insert(key.clone(), Pending { base, now });
+            }
+        }
     }
 
     /// In the order of their revisions, which are gap-free and begin after the cache's.
@@ -79,7 +91,11 @@ impl<'a> Batch<'a> {
 
     /// The objects changed, with their final state.
     pub(super) fn objects(&self) -> impl Iterator<Item = &Pending> {
-        self.pending.values()
+        let before = self.cache.revision();
+        let changed = move |now: &Arc<Stored>| now.revision > before;
+        self.pending
+            .values()
+            .filter(move |object| object.now.as_ref().is_none_or(changed))
     }
 
     /// The newest revision, once this batch is published.
@@ -87,10 +103,7 @@ impl<'a> Batch<'a> {
         self.last
     }
 
-    fn current(&self, staged: &[Arc<Event>], key: &Key) -> Option<Arc<Stored>> {
-        if let Some(event) = staged.iter().rev().find(|e| e.object.key == *key) {
-            return (!event.deleted).then(|| Arc::clone(&event.object));
-        }
+    fn current(&self, key: &Key) -> Option<Arc<Stored>> {
         match self.pending.get(key) {
             Some(pending) => pending.now.clone(),
             None => self.cache.get(key),

@@ -150,6 +150,7 @@ impl Writer {
         let mut written = self.attempt(&transaction, step).await;
         if matches!(written, Err(Error::Full)) && self.cache.stats().events > 0 {
             self.cache.compact(self.cache.revision());
+            self.empty_log().await;
             while self.compact().await {}
             written = self.attempt(&transaction.compacting(None), None).await;
         }
@@ -231,6 +232,15 @@ impl Writer {
             .attempt(&Transaction::compaction(step), Some(step))
             .await;
         done.is_ok() && self.step() > self.horizon
+    }
+
+    /// Copies the write-ahead log into the database, so that the log's room can be used again.
+    async fn empty_log(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+            let done = sqlx::query(sql).execute(connection).await;
+            tracing::info!(?done, "Emptied the log because the disk is full");
+        }
     }
 
     /// Drops old marks, and gives free pages back to the file system, some at a time.

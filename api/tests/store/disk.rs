@@ -1,6 +1,7 @@
 //! What only a store on a disk can do, or suffer: restarts, kills, a second process, a full or broken disk.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -98,6 +99,21 @@ async fn everything_is_there_after_a_restart_and_watches_resume() {
     assert_eq!(old.get("default", "a").unwrap().bytes, bytes("1", 1));
     assert_eq!(w.put(&pod("c"), Expect::Absent, "5").await.unwrap(), 6);
     assert_eq!(next(&mut watcher).await.unwrap(), "6+pods/default/c=5");
+}
+
+#[tokio::test]
+async fn nobody_else_may_read_the_files() {
+    let disk = Disk::new();
+    let w = disk.open().await;
+    w.put(&pod("a"), Expect::Absent, "1").await.unwrap();
+    let mut files = 0;
+    for file in std::fs::read_dir(disk.directory.path()).unwrap() {
+        let file = file.unwrap();
+        let mode = file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{}", file.path().display());
+        files += 1;
+    }
+    assert_eq!(files, 4, "database, log, index of the log, lock");
 }
 
 #[tokio::test]

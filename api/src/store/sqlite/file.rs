@@ -2,6 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ const PAGE_BYTES: u32 = 8_192;
 /// Pages in the log before they are copied into the database: 16 MiB.
 const CHECKPOINT_PAGES: &str = "2000";
 const SQLITE_FULL: i32 = 13;
+/// There are Secrets in it. SQLite gives its other files the mode of the first.
+const MODE: u32 = 0o600;
 
 /// The file while it is ours: the lock goes when this does.
 pub(super) struct Owned {
@@ -49,15 +52,14 @@ impl Owned {
 pub(super) fn lock(path: &Path) -> Result<File, Error> {
     let mut beside = path.to_owned().into_os_string();
     beside.push(".lock");
-    let unusable =
-        |error: std::io::Error| Error::Unavailable(format!("{}: {error}", path.display()));
     let mut file = File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(MODE)
         .open(PathBuf::from(beside))
-        .map_err(unusable)?;
+        .map_err(|error| unusable(path, &error))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -67,7 +69,7 @@ pub(super) fn lock(path: &Path) -> Result<File, Error> {
             let message = format!("{} (process {owner})", path.display());
             return Err(Error::Locked(message));
         }
-        Err(TryLockError::Error(error)) => return Err(unusable(error)),
+        Err(TryLockError::Error(error)) => return Err(unusable(path, &error)),
     }
     let note = file
         .set_len(0)
@@ -80,10 +82,16 @@ pub(super) fn lock(path: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
+fn unusable(path: &Path, error: &std::io::Error) -> Error {
+    Error::Unavailable(format!("{}: {error}", path.display()))
+}
+
 pub(super) async fn connect(path: &Path, options: &Options) -> Result<SqliteConnection, Error> {
+    let mut create = File::options();
+    create.append(true).create(true).mode(MODE);
+    create.open(path).map_err(|error| unusable(path, &error))?;
     let mut connect = SqliteConnectOptions::new()
         .filename(path)
-        .create_if_missing(true)
         .page_size(PAGE_BYTES)
         .auto_vacuum(SqliteAutoVacuum::Incremental)
         .journal_mode(SqliteJournalMode::Wal)

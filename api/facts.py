@@ -42,7 +42,8 @@ SPECIAL = {
     EXTENSIONS + "JSONSchemaPropsOrStringArray": "*",
 }
 # Meta types that clients send or get under any group.
-ROOTS = [META + n for n in ("Status", "DeleteOptions", "WatchEvent", "ListMeta", "ObjectMeta")] + [
+ROOTS = [META + n for n in ("Status", "DeleteOptions", "WatchEvent", "ListMeta", "ObjectMeta",
+                                "APIVersions", "APIGroup", "APIGroupList", "APIResourceList")] + [
     "io.k8s.api.autoscaling.v1.Scale",
     "io.k8s.api.policy.v1.Eviction",
     "io.k8s.api.authentication.v1.TokenRequest",

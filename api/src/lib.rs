@@ -20,6 +20,7 @@ pub mod codec;
 pub mod discovery;
 pub mod kinds;
 pub mod object;
+pub mod openapi;
 pub mod patch;
 pub mod pki;
 pub mod request;

@@ -1,13 +1,59 @@
-//! The pod network: virtual and in process. Guests never touch the kernel's network.
+//! The pod network of one node: virtual and in process. Guests never touch the kernel's network.
 //!
 //! A pod's address is an entry in a table; a connection on one node is an in-memory pipe; an HTTP call between services
 //! is a call of the target's handler. Real sockets exist only at the rim: NodePort and LoadBalancer listeners, egress.
+//!
+//! ```text
+//!  guest ── connect / http ──► PodNetwork ──► Fabric ─┬─ pod on this node: vnet (pipe, or a call of its handler)
+//!                                               ▲     ├─ Service: balancer picks an endpoint of the table, then as above
+//!  curl ─── listeners (real sockets) ───────────┘     └─ elsewhere: egress (real sockets, policy)
+//!                                               ▲
+//!            services (one task) ── watch<Table>┘   dns::zone answers names from the same table
+//! ```
+//! [`Network`] is the node's; [`PodNetwork`] is one pod's network namespace, which its containers share.
 
-use std::net::{IpAddr, SocketAddr};
+mod addresses;
+mod balancer;
+mod client;
+mod dial;
+mod egress;
+mod forward;
+mod http;
+mod listeners;
+mod pipe;
+mod pod;
+mod ports;
+mod serve;
+mod services;
+mod stream;
+pub(crate) mod table;
+mod traffic;
+mod udp;
+mod vnet;
+
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
+use ipnet::Ipv4Net;
+use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
+
+pub use self::dial::{HttpProbe, ProbeAnswer};
+pub use self::egress::Policy;
+pub use self::http::Hops;
+pub use self::listeners::{Listening, Origin as ListenerKind};
+pub use self::pod::{DnsPolicy, PodIdentity, PodNetwork};
+pub(crate) use self::ports::SocketSlot;
+pub use self::ports::{Bound, Listener, Ports, Serving};
+pub use self::stream::{Reader, Stream, Writer};
+pub use self::traffic::Flow;
+pub use self::udp::UdpSocket;
+
+use self::table::Table;
+use self::vnet::Fabric;
 
 /// The body of every HTTP message inside the node: wasmtime-wasi-http's own type, so nothing is copied at the border.
 pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, wasmtime_wasi_http::Error>;
@@ -17,62 +63,41 @@ pub trait HttpHandler: Send + Sync {
     /// Cancel by dropping. An `Err` says the request did or did not reach the guest (only the latter is retried).
     fn handle(
         self: Arc<Self>,
-        request: http::Request<Body>,
-    ) -> Pin<Box<dyn Future<Output = Result<http::Response<Body>, HttpError>> + Send>>;
+        request: ::http::Request<Body>,
+    ) -> Pin<Box<dyn Future<Output = Result<::http::Response<Body>, HttpError>> + Send>>;
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// Nobody saw the request: it may be sent elsewhere. The request comes back when its body was untouched.
+    /// Nobody saw the request, but it is gone: it is not retried unless it came back as [`HttpError::Returned`].
     #[error("no endpoint took the request: {0}")]
     NotReached(String),
+    /// Nobody saw the request, and here it is, untouched: it is sent to another endpoint if there is one.
+    #[error("no endpoint took the request: {reason}")]
+    Returned {
+        reason: String,
+        request: ReturnedRequest,
+    },
     #[error("the guest failed: {0}")]
     Guest(String),
     #[error("timed out: {0}")]
     Timeout(String),
     #[error("connection failed: {0}")]
     Connect(String),
+    #[error("TLS failed: {0}")]
+    Tls(String),
     #[error("forbidden: {0}")]
     Forbidden(String),
     #[error("name not found: {0}")]
     NotFound(String),
+    #[error("request refused: {0}")]
+    Invalid(String),
+    #[error("loop detected: {0}")]
+    Loop(String),
 }
 
-/// One pod's network namespace: its address, its listeners, its way out. Containers of a pod share it.
-/// (Sketch of the interface the runtime's sockets and HTTP hooks are written against; behaviour lives in `network/`.)
-pub struct PodNetwork {
-    _private: (),
-}
-
-impl PodNetwork {
-    /// A guest's outgoing call.
-    pub async fn http(
-        &self,
-        _request: http::Request<Body>,
-    ) -> Result<http::Response<Body>, HttpError> {
-        Err(HttpError::NotReached(
-            "the pod network is not there yet".to_owned(),
-        ))
-    }
-}
-
-/// An established TCP connection, pod side.
-pub struct Stream {
-    pub local: SocketAddr,
-    pub peer: SocketAddr,
-    pub reader: Reader,
-    pub writer: Writer,
-}
-
-/// Receives chunks; end of stream is `None`.
-pub struct Reader {
-    _private: (),
-}
-
-/// Sends chunks, bounded; dropping it is FIN.
-pub struct Writer {
-    _private: (),
-}
+/// A request on its way back to who sent it. (A mutex only because errors are shared between threads and bodies are not.)
+pub struct ReturnedRequest(Mutex<Box<::http::Request<Body>>>);
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum SocketError {
@@ -80,6 +105,8 @@ pub enum SocketError {
     Refused,
     #[error("connection reset")]
     Reset,
+    #[error("socket is shut down for writing")]
+    Closed,
     #[error("address in use")]
     InUse,
     #[error("address not available")]
@@ -92,7 +119,7 @@ pub enum SocketError {
     Denied,
     #[error("too many sockets")]
     TooMany,
-    #[error("datagram too large")]
+    #[error("datagram or chunk too large")]
     TooLarge,
 }
 
@@ -105,4 +132,217 @@ pub enum ResolveError {
     NotFound,
     #[error("temporary failure in name resolution")]
     Temporary,
+}
+
+/// The network could not be built, or a pod not attached.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no address left in pod CIDR {0}")]
+    AddressesExhausted(Ipv4Net),
+    #[error("pod {pod}: address {address} is taken")]
+    AddressTaken { pod: String, address: Ipv4Addr },
+    #[error("TLS for outgoing connections: {0}")]
+    Tls(String),
+    #[error("the network has been started already")]
+    Started,
+}
+
+/// What a node's network needs to know. `Default` suits a test.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node_name: String,
+    /// Addresses of this node's pods; its first host address is the node's own.
+    pub pod_cidr: Ipv4Net,
+    /// Addresses of all pods of the cluster: what is in it and not on this node is on another node, never outside.
+    pub cluster_cidr: Ipv4Net,
+    pub service_cidr: Ipv4Net,
+    /// `cluster.local`
+    pub cluster_domain: String,
+    /// Where NodePort and LoadBalancer listeners bind.
+    pub service_address: IpAddr,
+    pub egress: Policy,
+    pub limits: Limits,
+    /// Trusted for TLS to addresses inside the cluster (the API server).
+    pub cluster_ca: Vec<CertificateDer<'static>>,
+    /// Trusted for TLS to the outside instead of the public roots; empty means those.
+    pub extra_roots: Vec<CertificateDer<'static>>,
+}
+
+/// Bounds on what one guest or client can hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections, listeners and UDP sockets of one pod, together.
+    pub sockets_per_pod: usize,
+    /// Bytes queued by one pod in all its connections before their buffers shrink.
+    pub buffers_per_pod: usize,
+    /// HTTP requests one pod answers at once; more are refused and go elsewhere.
+    pub requests_per_pod: usize,
+    /// Connections all NodePort and LoadBalancer listeners of this node hold together; more wait in the kernel.
+    pub listener_connections: usize,
+    pub connect_timeout: Duration,
+    /// A client has this long to send a request's head; a kept-alive connection is closed after being idle this long.
+    pub header_timeout: Duration,
+}
+
+/// A node's network. Dropping it without `shutdown` leaves its tasks to end with their connections.
+pub struct Network {
+    fabric: Arc<Fabric>,
+    tables: watch::Sender<Arc<Table>>,
+    listening: watch::Sender<Arc<Vec<Listening>>>,
+    /// Set by the listeners task when it has acted on a complete table once.
+    synced: watch::Sender<bool>,
+    started: Mutex<bool>,
+}
+
+// === impl Config ===
+
+impl Default for Config {
+    fn default() -> Self {
+        let net = |a, b, c, d, length| {
+            Ipv4Net::new(Ipv4Addr::new(a, b, c, d), length).expect("prefix length is at most 32")
+        };
+        Self {
+            node_name: "node".to_owned(),
+            pod_cidr: net(100, 64, 0, 0, 18),
+            cluster_cidr: net(100, 64, 0, 0, 10),
+            service_cidr: net(10, 96, 0, 0, 16),
+            cluster_domain: types::well_known::CLUSTER_DOMAIN.to_owned(),
+            service_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            egress: Policy::default(),
+            limits: Limits::default(),
+            cluster_ca: Vec::new(),
+            extra_roots: Vec::new(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sockets_per_pod: 4096,
+            buffers_per_pod: 16 << 20,
+            requests_per_pod: 4096,
+            listener_connections: 16_384,
+            connect_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+// === impl Network ===
+
+impl Network {
+    /// A network with no pods and an empty table of Services. Call inside a tokio runtime.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let (tables, table) = watch::channel(Arc::new(Table::default()));
+        Ok(Self {
+            fabric: Fabric::new(config, table)?,
+            tables,
+            listening: watch::Sender::new(Arc::new(Vec::new())),
+            synced: watch::Sender::new(false),
+            started: Mutex::new(false),
+        })
+    }
+
+    /// Gives a pod its address. Attaching twice is a second namespace: detach first.
+    pub fn attach_pod(&self, identity: PodIdentity) -> Result<Arc<PodNetwork>, Error> {
+        self.fabric.attach(identity)
+    }
+
+    /// Frees the pod's address; its listeners refuse from now on. Connections end when the guest's ends are dropped.
+    pub fn detach_pod(&self, pod: &PodNetwork) {
+        self.fabric.detach(pod);
+    }
+
+    /// Follows Services and EndpointSlices and opens real listeners for them, until `shutdown`.
+    pub fn start(&self, client: kube::Client) -> Result<(), Error> {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *started, true) {
+            return Err(Error::Started);
+        }
+        let tasks = &self.fabric.tasks;
+        tasks.spawn(services::run(
+            client.clone(),
+            self.tables.clone(),
+            self.fabric.stop.clone(),
+        ));
+        tasks.spawn(listeners::run(
+            client,
+            Arc::clone(&self.fabric),
+            self.listening.clone(),
+            self.synced.clone(),
+        ));
+        Ok(())
+    }
+
+    /// Returns when the Services known to the API at start are in the table and their listeners are open.
+    pub async fn wait_synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // The sender lives in `self`, so this cannot fail while we are here.
+        drop(synced.wait_for(|synced| *synced).await);
+    }
+
+    /// The real addresses Services are reachable at, ordered by namespace, name and port.
+    pub fn listeners(&self) -> Arc<Vec<Listening>> {
+        Arc::clone(&self.listening.borrow())
+    }
+
+    /// As [`Network::listeners`], to wait for changes.
+    pub fn watch_listeners(&self) -> watch::Receiver<Arc<Vec<Listening>>> {
+        self.listening.subscribe()
+    }
+
+    /// Requests and connections by source and destination workload, since start.
+    pub fn flows(&self) -> Vec<Flow> {
+        self.fabric.traffic.flows()
+    }
+
+    /// Stops accepting, lets what is in flight finish within `grace`, then drops the rest.
+    pub async fn shutdown(&self, grace: Duration) {
+        self.fabric.draining.cancel();
+        self.fabric.tasks.close();
+        if tokio::time::timeout(grace, self.fabric.tasks.wait())
+            .await
+            .is_err()
+        {
+            self.fabric.stop.cancel();
+            // Every task watches `stop`; this only bounds a task stuck in a syscall.
+            drop(tokio::time::timeout(Duration::from_secs(2), self.fabric.tasks.wait()).await);
+        }
+        self.fabric.stop.cancel();
+        self.fabric.clear();
+    }
+}
+
+// === impl HttpError ===
+
+impl HttpError {
+    /// Gives the request back with a [`HttpError::NotReached`], so that it can be sent elsewhere.
+    pub fn returning(self, request: ::http::Request<Body>) -> Self {
+        match self {
+            Self::NotReached(reason) => Self::Returned {
+                reason,
+                request: ReturnedRequest::new(request),
+            },
+            other => other,
+        }
+    }
+}
+
+// === impl ReturnedRequest ===
+
+impl ReturnedRequest {
+    pub fn new(request: ::http::Request<Body>) -> Self {
+        Self(Mutex::new(Box::new(request)))
+    }
+
+    pub fn into_inner(self) -> ::http::Request<Body> {
+        *self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for ReturnedRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ReturnedRequest")
+    }
 }

@@ -85,7 +85,10 @@ impl Handler {
     }
 
     async fn serve(self: Arc<Self>, request: Request<Body>) -> Result<Response<Body>, HttpError> {
-        let permit = self.state.enter().await?;
+        let permit = match self.state.enter().await {
+            Ok(permit) => permit,
+            Err(error) => return Err(error.returning(request)),
+        };
         let (sender, mut answer) = oneshot::channel();
         let mut guest = self
             .state

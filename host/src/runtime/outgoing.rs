@@ -79,11 +79,14 @@ async fn send(
 
 fn to_error(error: HttpError) -> Error {
     match error {
-        HttpError::NotReached(_) => Error::DestinationUnavailable,
+        HttpError::NotReached(_) | HttpError::Returned { .. } => Error::DestinationUnavailable,
         HttpError::Guest(_) => Error::HttpResponseIncomplete,
         HttpError::Timeout(_) => Error::HttpResponseTimeout,
         HttpError::Connect(_) => Error::ConnectionRefused,
+        HttpError::Tls(_) => Error::TlsProtocolError,
         HttpError::Forbidden(_) => Error::HttpRequestDenied,
+        HttpError::Invalid(_) => Error::HttpRequestUriInvalid,
+        HttpError::Loop(_) => Error::LoopDetected,
         HttpError::NotFound(name) => Error::DnsError {
             rcode: Some(format!("NXDOMAIN: {name}")),
             info_code: None,

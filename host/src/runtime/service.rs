@@ -88,7 +88,10 @@ impl Handler {
     }
 
     async fn serve(self: Arc<Self>, mut request: Request<Body>) -> Answer {
-        let permit = self.state.enter().await?;
+        let permit = match self.state.enter().await {
+            Ok(permit) => permit,
+            Err(error) => return Err(error.returning(request)),
+        };
         if request.uri().authority().is_none() && !request.headers().contains_key(HOST) {
             request
                 .headers_mut()

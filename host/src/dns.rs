@@ -1,0 +1,132 @@
+//! Names, as pods see them: their own, the cluster's from the network's table, the outside's from the system.
+//! No packet is sent for a name of the cluster.
+
+pub(crate) mod search;
+pub(crate) mod upstream;
+pub(crate) mod zone;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use crate::network::table::{Kind, Service, Table};
+use crate::network::{DnsPolicy, PodNetwork, ResolveError, Resolved};
+
+use self::zone::Answer;
+
+/// An ExternalName may lead to another, this often.
+const ALIASES: usize = 8;
+/// A name longer than this is nobody's (RFC 1035).
+const LONGEST: usize = 253;
+
+/// What a name leads to, before anything is asked outside.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// A Service with endpoints or a ClusterIP: whoever asks for HTTP balances itself.
+    Service(Arc<Service>),
+    Addresses(Vec<IpAddr>),
+    /// Not the cluster's: full names to ask the system for, in order.
+    Outside(Vec<String>),
+    NotFound,
+}
+
+/// The name as the pod's resolver sees it. Cancel by dropping.
+pub(crate) async fn resolve(pod: &PodNetwork, name: &str) -> Resolved {
+    match find(pod, name) {
+        Found::Addresses(ips) => Ok(ips),
+        Found::Service(service) => Some(zone::addresses(&service))
+            .filter(|ips| !ips.is_empty())
+            .ok_or(ResolveError::NotFound),
+        Found::Outside(names) => outside(pod, &names).await.map(|(_, ips)| ips),
+        Found::NotFound => Err(ResolveError::NotFound),
+    }
+}
+
+/// The first of `names` the system knows, with its addresses.
+pub(crate) async fn outside<'a>(
+    pod: &PodNetwork,
+    names: &'a [String],
+) -> Result<(&'a str, Vec<IpAddr>), ResolveError> {
+    let Ok(_permit) = pod.lookups().acquire().await else {
+        return Err(ResolveError::Temporary);
+    };
+    for name in names {
+        match pod.fabric().upstream.lookup(name).await {
+            Ok(ips) => return Ok((name, ips)),
+            Err(ResolveError::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(ResolveError::NotFound)
+}
+
+/// As [`resolve`], without asking anybody; for a caller that wants the Service rather than its address.
+/// Follows ExternalNames.
+pub(crate) fn find(pod: &PodNetwork, name: &str) -> Found {
+    let table = Arc::clone(&pod.fabric().services.borrow());
+    let domain = &pod.fabric().config.cluster_domain;
+    let mut name = name.to_ascii_lowercase();
+    for _ in 0..ALIASES {
+        if name.is_empty() || name.len() > LONGEST {
+            break;
+        }
+        if let Some(ip) = own_name(pod, name.trim_end_matches('.')) {
+            return Found::Addresses(vec![ip]);
+        }
+        match look(&table, domain, pod, &name) {
+            Ok(found) => return found,
+            Err(target) => name = target,
+        }
+    }
+    Found::NotFound
+}
+
+/// `Err` is the name an ExternalName leads to.
+fn look(table: &Table, domain: &str, pod: &PodNetwork, name: &str) -> Result<Found, String> {
+    let identity = pod.identity();
+    if identity.dns_policy == DnsPolicy::Default {
+        return Ok(Found::Outside(vec![name.trim_end_matches('.').to_owned()]));
+    }
+    let mut outside = Vec::new();
+    for candidate in search::candidates(identity, domain, name) {
+        match zone::answer(table, domain, &candidate) {
+            Answer::Service(service) => match &service.kind {
+                Kind::ExternalName(target) => return Err(target.to_ascii_lowercase()),
+                // A headless Service without endpoints has no records: the search goes on, as at any resolver.
+                Kind::Headless if service.hosts.is_empty() => {}
+                _ => return Ok(Found::Service(Arc::clone(service))),
+            },
+            Answer::Addresses(ips) => return Ok(Found::Addresses(ips)),
+            Answer::NoData | Answer::NxDomain => {}
+            Answer::NotOurs => outside.push(candidate),
+        }
+    }
+    Ok(if outside.is_empty() {
+        Found::NotFound
+    } else {
+        Found::Outside(outside)
+    })
+}
+
+/// What the pod's hosts file would say, and literals.
+fn own_name(pod: &PodNetwork, name: &str) -> Option<IpAddr> {
+    if let Ok(ip) = name.parse() {
+        return Some(ip);
+    }
+    if name == "localhost" || name.ends_with(".localhost") {
+        return Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    let identity = pod.identity();
+    let hostname = if identity.hostname.is_empty() {
+        &identity.name
+    } else {
+        &identity.hostname
+    };
+    if name.eq_ignore_ascii_case(hostname) {
+        return Some(IpAddr::V4(pod.address()));
+    }
+    identity
+        .host_aliases
+        .iter()
+        .find(|(_, names)| names.iter().any(|alias| name.eq_ignore_ascii_case(alias)))
+        .map(|(ip, _)| *ip)
+}

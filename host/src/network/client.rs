@@ -1,0 +1,212 @@
+//! HTTP towards endpoints that listen on sockets: a pooled hyper client over in-memory streams, one per pod so that the
+//! other end sees the right source. Never chooses an endpoint.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::uri::{Authority, Scheme};
+use http::{Request, Response, Uri, Version};
+use http_body_util::BodyExt;
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls_pki_types::ServerName;
+
+use super::stream::StreamIo;
+use super::vnet::Fabric;
+use super::{Body, HttpError, SocketError, Stream, serve};
+
+const IDLE: Duration = Duration::from_secs(10);
+const IDLE_PER_ENDPOINT: usize = 16;
+
+/// Speaks HTTP/1.1 to `ip:port` authorities.
+pub(crate) struct Client(legacy::Client<Connector, Body>);
+
+#[derive(Clone)]
+struct Connector {
+    fabric: Weak<Fabric>,
+    /// `None`: the node itself.
+    pod: Option<Ipv4Addr>,
+}
+
+// === impl Client ===
+
+impl Client {
+    pub(crate) fn new(fabric: Weak<Fabric>, pod: Option<Ipv4Addr>) -> Self {
+        Self(
+            legacy::Client::builder(TokioExecutor::new())
+                .pool_idle_timeout(IDLE)
+                .pool_max_idle_per_host(IDLE_PER_ENDPOINT)
+                .pool_timer(TokioTimer::new())
+                .build(Connector { fabric, pod }),
+        )
+    }
+
+    /// Sends to `endpoint`; the Host header stays what it is.
+    pub(crate) async fn request(
+        &self,
+        endpoint: SocketAddr,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, HttpError> {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        let authority = Authority::try_from(endpoint.to_string())
+            .map_err(|error| HttpError::Invalid(error.to_string()))?;
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(authority);
+        if parts.path_and_query.is_none() {
+            parts.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
+        }
+        *request.uri_mut() =
+            Uri::from_parts(parts).map_err(|error| HttpError::Invalid(error.to_string()))?;
+        *request.version_mut() = Version::HTTP_11;
+        match self.0.request(request).await {
+            Ok(response) => Ok(response.map(serve::body)),
+            Err(error) => Err(explain(endpoint, &error)),
+        }
+    }
+}
+
+fn explain(endpoint: SocketAddr, error: &legacy::Error) -> HttpError {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let mut text = String::new();
+    while let Some(cause) = source {
+        if let Some(error) = cause
+            .downcast_ref::<std::io::Error>()
+            .map(SocketError::from)
+        {
+            return from_socket(endpoint, error);
+        }
+        text = cause.to_string();
+        source = cause.source();
+    }
+    HttpError::Connect(format!("{endpoint}: {text}"))
+}
+
+pub(crate) fn from_socket(endpoint: SocketAddr, error: SocketError) -> HttpError {
+    match error {
+        SocketError::Denied => HttpError::Forbidden(format!("{endpoint}: {error}")),
+        SocketError::TimedOut => HttpError::Timeout(format!("connect to {endpoint}")),
+        _ => HttpError::Connect(format!("{endpoint}: {error}")),
+    }
+}
+
+/// One request over TLS on a stream inside the cluster, checked against the cluster's CA. Not pooled: workloads that
+/// speak TLS themselves are rare here.
+pub(crate) async fn request_tls(
+    fabric: &Arc<Fabric>,
+    stream: Stream,
+    host: &str,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, HttpError> {
+    let peer = stream.peer;
+    let failed =
+        |error: &dyn std::error::Error| HttpError::Tls(format!("{host} ({peer}): {error}"));
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(&error))?;
+    let connector = tokio_rustls::TlsConnector::from(Arc::clone(&fabric.egress.cluster_tls));
+    let timeout = fabric.config.limits.connect_timeout;
+    let tls = tokio::time::timeout(timeout, connector.connect(name, stream.into_io()))
+        .await
+        .map_err(|_| HttpError::Timeout(format!("TLS handshake with {host} ({peer})")))?
+        .map_err(|error| failed(&error))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
+        .await
+        .map_err(|error| HttpError::Connect(format!("{host} ({peer}): {error}")))?;
+    let stop = fabric.stop.clone();
+    fabric.tasks.spawn(async move {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            // What went wrong is told by the request or its body.
+            _ = connection => {}
+        }
+    });
+    let path = request.uri().path_and_query().cloned();
+    *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
+    *request.version_mut() = Version::HTTP_11;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|error| HttpError::Connect(format!("{host} ({peer}): {error}")))?;
+    // The sender must outlive the body, or hyper closes the connection under it.
+    Ok(response.map(|body| {
+        let body = body.map_err(Into::into);
+        Holding {
+            body,
+            _held: sender,
+        }
+        .boxed_unsync()
+    }))
+}
+
+/// A body that keeps something alive.
+struct Holding<B, T> {
+    body: B,
+    _held: T,
+}
+
+impl<B: http_body::Body + Unpin, T: Unpin> http_body::Body for Holding<B, T> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// === impl Connector ===
+
+impl tower::Service<Uri> for Connector {
+    type Response = TokioIo<StreamIo>;
+    type Error = std::io::Error;
+    type Future = Pin<Box<dyn Future<Output = std::io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let Self { fabric, pod } = self.clone();
+        Box::pin(async move {
+            let endpoint: SocketAddr = uri
+                .authority()
+                .and_then(|authority| authority.as_str().parse().ok())
+                .ok_or(SocketError::NotAvailable)?;
+            let fabric = fabric.upgrade().ok_or(SocketError::Unreachable)?;
+            let pod = pod.and_then(|address| fabric.pod(address));
+            let caller = pod
+                .as_ref()
+                .map_or_else(|| fabric.rim(), |pod| pod.caller());
+            let stream = fabric.connect(&caller, endpoint).await?;
+            Ok(TokioIo::new(stream.into_io()))
+        })
+    }
+}
+
+impl Connection for StreamIo {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+/// The address, when a URI's host is one: `10.0.0.1`, `[::1]`.
+pub(crate) fn literal(host: &str) -> Option<IpAddr> {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
+    bare.parse().ok()
+}

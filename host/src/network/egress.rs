@@ -1,0 +1,273 @@
+//! The way out of the cluster: real TCP connections and a pooled HTTP(S) client, behind one policy.
+//! Never decides whether an address is inside the cluster; `vnet` and `http` do.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use ipnet::IpNet;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+
+use super::{Body, Config, Error, HttpError, SocketError};
+use crate::dns::upstream::Upstream;
+
+const IDLE: Duration = Duration::from_secs(30);
+const IDLE_PER_HOST: usize = 32;
+
+/// Which real addresses pods may reach.
+///
+/// By default everything but the host's loopback (127.0.0.0/8, ::1), link-local addresses (169.254.0.0/16, fe80::/10:
+/// cloud metadata lives there), "this network" (0.0.0.0/8, ::), multicast and broadcast. The API server is reached at
+/// its Service's address whatever it really listens on. `allow` wins over `deny`, both over the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    pub allow: Vec<IpNet>,
+    pub deny: Vec<IpNet>,
+}
+
+pub(crate) struct Egress {
+    connect_timeout: Duration,
+    /// For names and addresses outside.
+    client: Client<HttpsConnector<HttpConnector<Resolver>>, Body>,
+    /// For TLS to addresses inside the cluster.
+    pub(crate) cluster_tls: Arc<ClientConfig>,
+}
+
+/// Resolves as the node does, and drops what the policy forbids: a name cannot smuggle an address in.
+#[derive(Clone)]
+struct Resolver {
+    policy: Arc<Policy>,
+    upstream: Arc<Upstream>,
+}
+
+// === impl Policy ===
+
+impl Policy {
+    /// `Denied`, when a pod may not talk to `ip`.
+    pub(crate) fn check(&self, ip: IpAddr) -> Result<(), SocketError> {
+        let ip = ip.to_canonical();
+        if self.allow.iter().any(|net| net.contains(&ip)) {
+            return Ok(());
+        }
+        if is_local(ip) || self.deny.iter().any(|net| net.contains(&ip)) {
+            return Err(SocketError::Denied);
+        }
+        Ok(())
+    }
+}
+
+fn is_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_multicast()
+                || ip == Ipv4Addr::BROADCAST
+                || ip.octets()[0] == 0
+        }
+        IpAddr::V6(ip) => {
+            ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_unicast_link_local()
+        }
+    }
+}
+
+// === impl Egress ===
+
+impl Egress {
+    pub(crate) fn new(config: &Config, upstream: Arc<Upstream>) -> Result<Self, Error> {
+        let tls = |error: rustls::Error| Error::Tls(error.to_string());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = || {
+            ClientConfig::builder_with_provider(Arc::clone(&provider))
+                .with_safe_default_protocol_versions()
+                .map_err(tls)
+        };
+        let outside = if config.extra_roots.is_empty() {
+            builder()?.with_webpki_roots().with_no_client_auth()
+        } else {
+            let mut roots = RootCertStore::empty();
+            for root in &config.extra_roots {
+                roots.add(root.clone()).map_err(tls)?;
+            }
+            builder()?
+                .with_root_certificates(roots)
+                .with_no_client_auth()
+        };
+        let mut roots = RootCertStore::empty();
+        for root in &config.cluster_ca {
+            roots.add(root.clone()).map_err(tls)?;
+        }
+        let cluster = builder()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+
+        let mut http = HttpConnector::new_with_resolver(Resolver {
+            policy: Arc::new(config.egress.clone()),
+            upstream,
+        });
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(config.limits.connect_timeout));
+        let https = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(outside)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(http);
+        Ok(Self {
+            connect_timeout: config.limits.connect_timeout,
+            client: Client::builder(TokioExecutor::new())
+                .pool_idle_timeout(IDLE)
+                .pool_max_idle_per_host(IDLE_PER_HOST)
+                .pool_timer(TokioTimer::new())
+                .timer(TokioTimer::new())
+                .build(https),
+            cluster_tls: Arc::new(cluster),
+        })
+    }
+
+    /// A real TCP connection. The policy has been asked.
+    pub(crate) async fn connect(&self, to: SocketAddr) -> Result<TcpStream, SocketError> {
+        let stream = tokio::time::timeout(self.connect_timeout, TcpStream::connect(to))
+            .await
+            .map_err(|_| SocketError::TimedOut)?
+            .map_err(|error| SocketError::from(&error))?;
+        // Only latency depends on it.
+        drop(stream.set_nodelay(true));
+        Ok(stream)
+    }
+
+    /// Sends to a name or address outside. An address literal has been checked against the policy.
+    pub(crate) async fn request(
+        &self,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, HttpError> {
+        let authority = request
+            .uri()
+            .authority()
+            .map_or_else(String::new, ToString::to_string);
+        match self.client.request(request).await {
+            Ok(response) => Ok(response.map(|body| body.map_err(Into::into).boxed_unsync())),
+            Err(error) => Err(explain(&authority, &error)),
+        }
+    }
+}
+
+/// What went wrong, with the innermost cause that says something.
+fn explain(authority: &str, error: &hyper_util::client::legacy::Error) -> HttpError {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let mut text = String::new();
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
+            if io.get_ref().is_some_and(|e| e.is::<rustls::Error>()) {
+                return HttpError::Tls(format!("{authority}: {io}"));
+            }
+            match io.kind() {
+                io::ErrorKind::NotFound => return HttpError::NotFound(authority.to_owned()),
+                io::ErrorKind::PermissionDenied => {
+                    return HttpError::Forbidden(format!("{authority}: {io}"));
+                }
+                io::ErrorKind::TimedOut => {
+                    return HttpError::Timeout(format!("connect to {authority}"));
+                }
+                _ => {}
+            }
+        }
+        text = cause.to_string();
+        source = cause.source();
+    }
+    HttpError::Connect(format!("{authority}: {text}"))
+}
+
+// === impl Resolver ===
+
+impl tower::Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let Self { policy, upstream } = self.clone();
+        Box::pin(async move {
+            let found = upstream.lookup(name.as_str()).await.map_err(|error| {
+                let kind = match error {
+                    super::ResolveError::NotFound => io::ErrorKind::NotFound,
+                    super::ResolveError::Temporary => io::ErrorKind::TimedOut,
+                };
+                io::Error::new(kind, error)
+            })?;
+            let allowed: Vec<SocketAddr> = found
+                .into_iter()
+                .filter(|ip| policy.check(*ip).is_ok())
+                .map(|ip| SocketAddr::new(ip, 0))
+                .collect();
+            if allowed.is_empty() {
+                return Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    "every address of the name is denied by the node's egress policy",
+                ));
+            }
+            Ok(allowed.into_iter())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(policy: &Policy, ip: &str) -> bool {
+        policy.check(ip.parse().unwrap()).is_ok()
+    }
+
+    #[test]
+    fn local_addresses_are_denied_whatever_they_are_dressed_as() {
+        let policy = Policy::default();
+        for ip in [
+            "127.0.0.1",
+            "127.8.8.8",
+            "::1",
+            "::ffff:127.0.0.1",
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "fe80::1",
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+            "255.255.255.255",
+        ] {
+            assert!(!allowed(&policy, ip), "{ip}");
+        }
+        for ip in ["93.184.216.34", "192.168.1.1", "2606:2800:220:1::1"] {
+            assert!(allowed(&policy, ip), "{ip}");
+        }
+    }
+
+    #[test]
+    fn allow_wins_over_deny() {
+        let policy = Policy {
+            allow: vec!["127.0.0.1/32".parse().unwrap()],
+            deny: vec!["0.0.0.0/0".parse().unwrap()],
+        };
+        assert!(allowed(&policy, "127.0.0.1"));
+        assert!(!allowed(&policy, "127.0.0.2"));
+        assert!(!allowed(&policy, "8.8.8.8"));
+    }
+}

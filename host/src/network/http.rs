@@ -1,0 +1,459 @@
+//! Where an HTTP request goes, and the call itself: a handler on this node is called directly with the same body, an
+//! endpoint that listens on a socket through a pooled client, the outside through `egress`.
+//!
+//! Timeouts are the caller's: cancelling is dropping. A request is sent to another endpoint only when nobody saw it. Hop-by-hop headers end here. The Host header stays.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::Scheme;
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
+use rand::RngExt;
+use tokio::time::Instant;
+
+use super::balancer::{Endpoint, InFlight, Tried};
+use super::client::{self, literal};
+use super::pod::{PodNetwork, RequestSlot};
+use super::ports::Target;
+use super::table::{Kind, Port, Protocol, Service};
+use super::vnet::{Caller, Fabric, Route};
+use super::{Body, HttpError, ReturnedRequest, SocketError};
+use crate::dns::{self, Found};
+
+/// Calls in a row that one request may cause.
+const HOPS: u8 = 32;
+
+/// How many calls led to this request, as an extension. The network counts it up on every call; whoever runs a guest
+/// copies it from the request the guest answers to those it sends, so that a Service that calls itself comes to an end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hops(pub u8);
+
+/// What is kept while a response's body flows.
+struct Guard {
+    _load: Option<InFlight>,
+    _slot: Option<RequestSlot>,
+}
+
+/// A response's body with its guard.
+struct Guarded {
+    body: Body,
+    _guard: Guard,
+}
+
+/// A guest's outgoing call.
+pub(crate) async fn send(
+    pod: &PodNetwork,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, HttpError> {
+    let hops = request.extensions().get::<Hops>().map_or(0, |hops| hops.0);
+    if hops >= HOPS {
+        return Err(HttpError::Loop(format!(
+            "{} calls in a row to {}",
+            HOPS,
+            request.uri()
+        )));
+    }
+    request.extensions_mut().insert(Hops(hops + 1));
+    let uri = request.uri();
+    let authority = uri
+        .authority()
+        .ok_or_else(|| HttpError::Invalid("the request has no authority".to_owned()))?
+        .clone();
+    let tls = uri.scheme() == Some(&Scheme::HTTPS);
+    let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    strip_hop_by_hop(request.headers_mut());
+    if !request.headers().contains_key(header::HOST) {
+        let host = HeaderValue::from_str(authority.as_str())
+            .map_err(|error| HttpError::Invalid(format!("authority {authority}: {error}")))?;
+        request.headers_mut().insert(header::HOST, host);
+    }
+
+    let fabric = pod.fabric();
+    let call = Call {
+        fabric,
+        caller: pod.caller(),
+    };
+    let host = authority.host();
+    let found = match literal(host) {
+        Some(ip) => Found::Addresses(vec![ip]),
+        None => dns::find(pod, host),
+    };
+    match found {
+        Found::Service(service) if tls => {
+            let address = service_address(&service, port).ok_or_else(|| no_port(&service, port))?;
+            call.tls(address, host, request).await
+        }
+        Found::Service(service) => call.service(&service, port, request).await,
+        Found::Addresses(ips) => {
+            let ip = ips
+                .first()
+                .ok_or_else(|| HttpError::NotFound(host.to_owned()))?;
+            let address = SocketAddr::new(ip.to_canonical(), port);
+            call.address(address, tls, host, request).await
+        }
+        Found::Outside(names) => {
+            let target = match names.as_slice() {
+                [only] => only,
+                // Search domains outside: whoever answers first.
+                _ => {
+                    dns::outside(pod, &names)
+                        .await
+                        .map_err(|error| HttpError::NotFound(format!("{host}: {error}")))?
+                        .0
+                }
+            };
+            if !target.eq_ignore_ascii_case(host) {
+                readdress(&mut request, target, authority.port_u16())?;
+            }
+            call.outside(request).await
+        }
+        Found::NotFound => Err(HttpError::NotFound(host.to_owned())),
+    }
+}
+
+/// One call, and who makes it.
+pub(crate) struct Call<'a> {
+    pub(crate) fabric: &'a Arc<Fabric>,
+    pub(crate) caller: Caller<'a>,
+}
+
+// === impl Call ===
+
+impl Call<'_> {
+    async fn service(
+        &self,
+        service: &Service,
+        port: u16,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, HttpError> {
+        if service.kind != Kind::Headless {
+            let port = service
+                .port(port, Protocol::Tcp)
+                .ok_or_else(|| no_port(service, port))?;
+            return self.balanced(port, request).await;
+        }
+        // DNS leads straight to the pods: the port is the pods', not one of the Service.
+        let ip = pick_host(service).ok_or_else(|| no_endpoint(service))?;
+        self.endpoint(SocketAddr::new(ip, port), request, None)
+            .await
+    }
+
+    /// To an endpoint of a Service's port; one that does not take the request is followed by another.
+    pub(crate) async fn balanced(
+        &self,
+        port: &Port,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, HttpError> {
+        let mut tried = Tried::default();
+        let mut reason = None;
+        loop {
+            let picked = self
+                .fabric
+                .pick(port, Some(self.caller.from.ip()), &tried)
+                .map(Arc::clone);
+            let Some(endpoint) = picked else {
+                return Err(HttpError::NotReached(
+                    reason.unwrap_or_else(|| "the Service has no ready endpoint".to_owned()),
+                ));
+            };
+            let load = endpoint.load.begin();
+            match self.endpoint(endpoint.address, request, Some(load)).await {
+                Ok(response) => {
+                    endpoint.load.succeeded();
+                    return Ok(response);
+                }
+                Err(HttpError::Returned {
+                    reason: why,
+                    request: back,
+                }) => {
+                    self.refused(&endpoint);
+                    reason = Some(why);
+                    request = back.into_inner();
+                    if !tried.add(endpoint.address) {
+                        return Err(HttpError::NotReached(reason.unwrap_or_default()));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn refused(&self, endpoint: &Endpoint) {
+        endpoint.load.refused(self.fabric.now());
+    }
+
+    pub(crate) async fn address(
+        &self,
+        address: SocketAddr,
+        tls: bool,
+        host: &str,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, HttpError> {
+        let own = self.caller.pod.map(PodNetwork::address);
+        match self.fabric.route(own, address, Protocol::Tcp) {
+            Route::Outside => self.outside(request).await,
+            Route::Nowhere(error) => Err(client::from_socket(address, error)),
+            _ if tls => self.tls(address, host, request).await,
+            Route::Own => match self.caller.pod {
+                Some(pod) => self.pod(pod, address, request, None).await,
+                None => Err(client::from_socket(address, SocketError::Unreachable)),
+            },
+            Route::Pod(pod) => self.pod(&pod, address, request, None).await,
+            Route::Service(port) => self.balanced(&port, request).await,
+        }
+    }
+
+    async fn endpoint(
+        &self,
+        address: SocketAddr,
+        request: Request<Body>,
+        load: Option<InFlight>,
+    ) -> Result<Response<Body>, HttpError> {
+        if let IpAddr::V4(ip) = address.ip() {
+            if let Some(pod) = self.fabric.pod(ip) {
+                return self.pod(&pod, address, request, load).await;
+            }
+            if self.fabric.config.cluster_cidr.contains(&ip) {
+                // On another node, or no longer anywhere.
+                return Err(returned(format!("{address}: host unreachable"), request));
+            }
+        }
+        self.over_socket(address, request, load, None).await
+    }
+
+    /// To a pod of this node. Hot: a call of its handler, nothing else.
+    pub(crate) async fn pod(
+        &self,
+        pod: &PodNetwork,
+        address: SocketAddr,
+        request: Request<Body>,
+        load: Option<InFlight>,
+    ) -> Result<Response<Body>, HttpError> {
+        let own = self
+            .caller
+            .pod
+            .is_some_and(|caller| std::ptr::eq(caller, pod));
+        let handler = match pod.ports().target(address.port(), own) {
+            Some(Target::Http(handler)) => handler,
+            Some(Target::Socket(_)) => {
+                return self.over_socket(address, request, load, Some(pod)).await;
+            }
+            None => return Err(returned(format!("{address}: connection refused"), request)),
+        };
+        let Some(slot) = pod.begin_request() else {
+            return Err(returned(format!("{address}: the pod is too busy"), request));
+        };
+        let started = Instant::now();
+        let answer = handler.handle(request).await;
+        self.count(Some(pod), started, &answer);
+        let guard = Guard {
+            _load: load,
+            _slot: Some(slot),
+        };
+        Ok(guarded(answer?, guard))
+    }
+
+    /// To something that listens on a socket.
+    async fn over_socket(
+        &self,
+        address: SocketAddr,
+        request: Request<Body>,
+        load: Option<InFlight>,
+        pod: Option<&PodNetwork>,
+    ) -> Result<Response<Body>, HttpError> {
+        let client = match self.caller.pod {
+            Some(pod) => pod.client(),
+            None => self.fabric.rim_client(),
+        };
+        let started = Instant::now();
+        let answer = client.request(address, request).await;
+        self.count(pod, started, &answer);
+        let guard = Guard {
+            _load: load,
+            _slot: None,
+        };
+        let mut response = answer?;
+        strip_hop_by_hop(response.headers_mut());
+        Ok(guarded(response, guard))
+    }
+
+    async fn tls(
+        &self,
+        address: SocketAddr,
+        host: &str,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, HttpError> {
+        let stream = self
+            .fabric
+            .connect(&self.caller, address)
+            .await
+            .map_err(|error| client::from_socket(address, error))?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let mut response = client::request_tls(self.fabric, stream, host, request).await?;
+        strip_hop_by_hop(response.headers_mut());
+        Ok(response)
+    }
+
+    async fn outside(&self, request: Request<Body>) -> Result<Response<Body>, HttpError> {
+        if let Some(ip) = request.uri().host().and_then(literal) {
+            // The client does not ask its resolver about literals, and so not the policy.
+            let policy = &self.fabric.config.egress;
+            policy
+                .check(ip)
+                .map_err(|error| HttpError::Forbidden(format!("{ip}: {error}")))?;
+        }
+        let started = Instant::now();
+        let answer = self.fabric.egress.request(request).await;
+        self.count(None, started, &answer);
+        let mut response = answer?;
+        strip_hop_by_hop(response.headers_mut());
+        let guard = Guard {
+            _load: None,
+            _slot: None,
+        };
+        Ok(guarded(response, guard))
+    }
+
+    fn count(
+        &self,
+        pod: Option<&PodNetwork>,
+        started: Instant,
+        answer: &Result<Response<Body>, HttpError>,
+    ) {
+        let destination = pod.map_or(&self.fabric.outside, |pod| pod.workload());
+        let failed = match answer {
+            Ok(response) => response.status() >= StatusCode::INTERNAL_SERVER_ERROR,
+            Err(_) => true,
+        };
+        if let Some(pair) = self.fabric.traffic.pair(self.caller.workload, destination) {
+            pair.answered(failed, started.elapsed());
+        }
+    }
+}
+
+fn guarded(response: Response<Body>, guard: Guard) -> Response<Body> {
+    if response.body().is_end_stream() {
+        return response;
+    }
+    response.map(|body| {
+        Guarded {
+            body,
+            _guard: guard,
+        }
+        .boxed_unsync()
+    })
+}
+
+// === impl Guarded ===
+
+impl http_body::Body for Guarded {
+    type Data = bytes::Bytes;
+    type Error = wasmtime_wasi_http::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Removes what belongs to one connection only: `Connection`, what it names, and its fixed companions. `te: trailers`
+/// stays, it says what the client can read.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    const FIXED: [HeaderName; 4] = [
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+    ];
+    let is_ours = |name: &HeaderName| {
+        FIXED.contains(name)
+            || name == header::CONNECTION
+            || name == header::TE
+            || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+    };
+    if !headers.keys().any(is_ours) {
+        return;
+    }
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        // A client cannot make us forget whom it asked.
+        .filter(|name| name != header::HOST)
+        .collect();
+    for name in named.iter().chain(&FIXED) {
+        headers.remove(name);
+    }
+    headers.remove(header::CONNECTION);
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
+    if headers.get(header::TE).is_some_and(|te| te != "trailers") {
+        headers.remove(header::TE);
+    }
+}
+
+/// Sends the request to another host; its Host header stays.
+///
+/// Differs from Kubernetes: TLS to an ExternalName asks for the certificate of the target, not of the Service's name.
+fn readdress(request: &mut Request<Body>, host: &str, port: Option<u16>) -> Result<(), HttpError> {
+    let authority = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    let invalid =
+        |error: &dyn std::error::Error| HttpError::Invalid(format!("{authority}: {error}"));
+    parts.authority = Some(authority.parse().map_err(|error| invalid(&error))?);
+    *request.uri_mut() = http::Uri::from_parts(parts).map_err(|error| invalid(&error))?;
+    Ok(())
+}
+
+fn returned(reason: String, request: Request<Body>) -> HttpError {
+    HttpError::Returned {
+        reason,
+        request: ReturnedRequest::new(request),
+    }
+}
+
+fn pick_host(service: &Service) -> Option<IpAddr> {
+    let count = service.hosts.len();
+    let index = (count > 0).then(|| rand::rng().random_range(0..count))?;
+    Some(service.hosts[index].address)
+}
+
+/// Where a TLS connection to a Service goes.
+fn service_address(service: &Service, port: u16) -> Option<SocketAddr> {
+    if service.kind == Kind::Headless {
+        return Some(SocketAddr::new(pick_host(service)?, port));
+    }
+    service.port(port, Protocol::Tcp)?;
+    Some(SocketAddr::new(*service.cluster_ips.first()?, port))
+}
+
+fn no_port(service: &Service, port: u16) -> HttpError {
+    HttpError::Connect(format!(
+        "Service {}/{} has no port {port}",
+        service.key.namespace, service.key.name
+    ))
+}
+
+fn no_endpoint(service: &Service) -> HttpError {
+    HttpError::NotReached(format!(
+        "Service {}/{} has no ready endpoint",
+        service.key.namespace, service.key.name
+    ))
+}

@@ -1,0 +1,322 @@
+//! What happens to a connection from outside: HTTP in front of a handler, with each request balanced, where the endpoint
+//! is an HTTP guest; bytes both ways where it listens on a socket. Decided per connection by the endpoint it would get.
+//!
+//! This is the hot path: one task per connection, none per request, no table built per request.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::network::balancer::Tried;
+use crate::network::forward::forward;
+use crate::network::http::Call;
+use crate::network::ports::{Sockets, Target as PodTarget};
+use crate::network::table::{Key, Port, Protocol, Table};
+use crate::network::vnet::Fabric;
+use crate::network::{HttpError, serve, udp as virtual_udp};
+
+/// Pause after an accept failed, for want of file descriptors mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Clients one UDP listener serves at once; further ones are dropped until some are idle.
+const UDP_CLIENTS: usize = 1024;
+const UDP_IDLE: Duration = Duration::from_secs(60);
+
+/// The Service's port behind a listener, as the latest table has it.
+#[derive(Clone)]
+pub(super) struct Target {
+    tables: watch::Receiver<Arc<Table>>,
+    key: Arc<Key>,
+    number: u16,
+    protocol: Protocol,
+    /// Looked up again only when the table has changed.
+    port: Option<Arc<Port>>,
+}
+
+// === impl Target ===
+
+impl Target {
+    pub(super) fn new(fabric: &Fabric, key: &Key, number: u16, protocol: Protocol) -> Self {
+        let mut tables = fabric.services.clone();
+        tables.mark_changed();
+        Self {
+            tables,
+            key: Arc::new(key.clone()),
+            number,
+            protocol,
+            port: None,
+        }
+    }
+
+    fn port(&mut self) -> Option<&Arc<Port>> {
+        if self.tables.has_changed().unwrap_or(false) {
+            let table = self.tables.borrow_and_update();
+            self.port = table
+                .get(&self.key.namespace, &self.key.name)
+                .and_then(|service| service.port(self.number, self.protocol))
+                .cloned();
+        }
+        self.port.as_ref()
+    }
+}
+
+/// Accepts until `closing`; connections finish on their own.
+pub(super) async fn tcp(
+    fabric: Arc<Fabric>,
+    listener: TcpListener,
+    target: Target,
+    closing: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = closing.cancelled() => return,
+            accepted = accept(&fabric, &listener) => accepted,
+        };
+        let Some((socket, peer, permit)) = accepted else {
+            continue;
+        };
+        let connection = connection(
+            Arc::clone(&fabric),
+            socket,
+            peer,
+            target.clone(),
+            closing.clone(),
+        );
+        let stop = fabric.stop.clone();
+        fabric.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = connection => {}
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn accept(
+    fabric: &Fabric,
+    listener: &TcpListener,
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(&fabric.rim_connections)
+        .acquire_owned()
+        .await
+        .ok()?;
+    match listener.accept().await {
+        Ok((socket, peer)) => {
+            // Only latency depends on it.
+            drop(socket.set_nodelay(true));
+            Some((
+                socket,
+                SocketAddr::new(peer.ip().to_canonical(), peer.port()),
+                permit,
+            ))
+        }
+        Err(error) => {
+            warn!(error = &error as &dyn std::error::Error, "Accept failed");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            None
+        }
+    }
+}
+
+async fn connection(
+    fabric: Arc<Fabric>,
+    socket: TcpStream,
+    peer: SocketAddr,
+    mut target: Target,
+    closing: CancellationToken,
+) {
+    let port = target.port().cloned();
+    let endpoint = port
+        .as_deref()
+        .and_then(|port| fabric.pick(port, Some(peer.ip()), &Tried::default()))
+        .map(|endpoint| endpoint.address);
+    let (Some(port), Some(endpoint)) = (port, endpoint) else {
+        debug!(service = %target.key.name, "Refused connection: no ready endpoint");
+        // RST, as from a Service without endpoints. A failure here changes nothing.
+        drop(socket.set_zero_linger());
+        return;
+    };
+    let is_http = match endpoint.ip() {
+        IpAddr::V4(ip) => fabric.pod(ip).is_some_and(|pod| {
+            matches!(
+                pod.ports().target(endpoint.port(), false),
+                Some(PodTarget::Http(_))
+            )
+        }),
+        IpAddr::V6(_) => false,
+    };
+    if is_http {
+        serve_http(fabric, socket, peer, target, closing).await;
+        return;
+    }
+    let seen = socket.local_addr().unwrap_or(peer);
+    let connected = fabric
+        .connect_service(&fabric.rim_from(peer), &port, seen)
+        .await;
+    match connected {
+        Ok(stream) => forward(socket, stream).await,
+        Err(error) => {
+            debug!(service = %target.key.name, %error, "Refused connection");
+            drop(socket.set_zero_linger());
+        }
+    }
+}
+
+async fn serve_http(
+    fabric: Arc<Fabric>,
+    socket: TcpStream,
+    peer: SocketAddr,
+    target: Target,
+    closing: CancellationToken,
+) {
+    let limits = fabric.config.limits;
+    let Ok(Some(prior_knowledge)) =
+        tokio::time::timeout(limits.header_timeout, is_http2(&socket)).await
+    else {
+        return;
+    };
+    let authority = socket
+        .local_addr()
+        .map_or_else(|_| String::new(), |local| local.to_string());
+    let target = RefCell::new(target);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let request = serve::incoming(request, &authority);
+        let port = target.borrow_mut().port().cloned();
+        let fabric = Arc::clone(&fabric);
+        async move {
+            let Some(port) = port else {
+                let gone = HttpError::NotReached("the Service is gone".to_owned());
+                return Ok::<_, Infallible>(serve::answer(Err(gone)));
+            };
+            let call = Call {
+                fabric: &fabric,
+                caller: fabric.rim_from(peer),
+            };
+            Ok(serve::answer(call.balanced(&port, request).await))
+        }
+    });
+    let io = TokioIo::new(socket);
+    // An error of a connection is the client's: it went away, was too slow, or spoke no HTTP.
+    if prior_knowledge {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(limits.header_timeout);
+        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = closing.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        drop(connection.await);
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .pipeline_flush(true)
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout);
+        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = closing.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        drop(connection.await);
+    }
+}
+
+/// Does the client begin with HTTP/2's preface (`PRI * HTTP/2.0`)? `None` when it closed without a byte.
+async fn is_http2(socket: &TcpStream) -> Option<bool> {
+    let mut start = [0; 3];
+    let read = socket.peek(&mut start).await.ok()?;
+    (read > 0).then(|| &start == b"PRI")
+}
+
+/// Datagrams until `closing`: each client has a virtual socket at the node's own address, so that answers find their way
+/// back.
+pub(super) async fn udp(
+    fabric: Arc<Fabric>,
+    socket: UdpSocket,
+    mut target: Target,
+    closing: CancellationToken,
+) {
+    let socket = Arc::new(socket);
+    let sockets = Arc::new(Sockets::new(UDP_CLIENTS));
+    let mut clients: HashMap<SocketAddr, (Arc<virtual_udp::UdpSocket>, CancellationToken)> =
+        HashMap::new();
+    let mut buffer = vec![0; virtual_udp::LARGEST];
+    loop {
+        let received = tokio::select! {
+            biased;
+            () = closing.cancelled() => return,
+            received = socket.recv_from(&mut buffer) => received,
+        };
+        // An error is an ICMP answer to something we sent, mostly.
+        let Ok((length, peer)) = received else {
+            continue;
+        };
+        let Some(port) = target.port() else { continue };
+        let known = clients
+            .get(&peer)
+            .filter(|(_, ended)| !ended.is_cancelled());
+        let client = match known {
+            Some((client, _)) => Arc::clone(client),
+            None => {
+                clients.retain(|_, (_, ended)| !ended.is_cancelled());
+                let Ok(client) = sockets.take().and_then(|slot| {
+                    virtual_udp::UdpSocket::of_node(Arc::clone(&fabric), slot).map(Arc::new)
+                }) else {
+                    continue;
+                };
+                let ended = closing.child_token();
+                fabric.tasks.spawn(udp_answers(
+                    Arc::clone(&socket),
+                    Arc::clone(&client),
+                    peer,
+                    ended.clone(),
+                ));
+                clients.insert(peer, (Arc::clone(&client), ended));
+                client
+            }
+        };
+        client.send_to_service(Bytes::copy_from_slice(&buffer[..length]), port, peer.ip());
+    }
+}
+
+/// Sends a client its answers, until none comes for a while.
+async fn udp_answers(
+    socket: Arc<UdpSocket>,
+    client: Arc<virtual_udp::UdpSocket>,
+    peer: SocketAddr,
+    ended: CancellationToken,
+) {
+    loop {
+        let answer = tokio::select! {
+            biased;
+            () = ended.cancelled() => return,
+            answer = tokio::time::timeout(UDP_IDLE, client.recv()) => answer,
+        };
+        match answer {
+            Ok(Ok((datagram, _))) => {
+                // Lost like any datagram if the kernel has no room.
+                drop(socket.send_to(&datagram, peer).await);
+            }
+            _ => break,
+        }
+    }
+    ended.cancel();
+}

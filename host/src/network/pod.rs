@@ -1,0 +1,230 @@
+//! One pod's network namespace: its address, its listeners, its way out. Containers of a pod share it.
+//! Everything here is a thin door: where a connection goes is decided in `vnet`, where a request goes in `http`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use http::{Request, Response};
+use tokio::sync::Semaphore;
+
+use super::client::Client;
+use super::pipe::Budget;
+use super::ports::{Bound, Listener, PortTable, Ports, Serving, Sockets};
+use super::traffic::Workload;
+use super::vnet::{Caller, Fabric};
+use super::{Body, HttpError, HttpHandler, Resolved, SocketError, Stream, UdpSocket};
+use crate::dns;
+
+/// Lookups of outside names one pod may have going on; further ones wait.
+const LOOKUPS: usize = 16;
+
+/// Who a pod is, for its address, its names and the metrics.
+#[derive(Clone, Debug, Default)]
+pub struct PodIdentity {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// For metrics: the Deployment's (or other owner's) name; the pod's own where it has none.
+    pub workload: String,
+    pub service_account: String,
+    /// The address the pod had before a restart of the node; it gets another when that is taken.
+    pub address: Option<Ipv4Addr>,
+    /// `spec.hostname`, or the pod's name: resolves to its own address.
+    pub hostname: String,
+    /// `spec.subdomain`.
+    pub subdomain: Option<String>,
+    /// `spec.hostAliases`.
+    pub host_aliases: Vec<(IpAddr, Vec<String>)>,
+    pub dns_policy: DnsPolicy,
+    /// `spec.dnsConfig.searches`, after those of the policy.
+    pub searches: Vec<String>,
+    /// `spec.dnsConfig.options` `ndots`; 5 with `ClusterFirst`, 1 otherwise.
+    pub ndots: Option<u8>,
+}
+
+/// `spec.dnsPolicy`; `ClusterFirstWithHostNet` is `ClusterFirst` here.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum DnsPolicy {
+    #[default]
+    ClusterFirst,
+    /// As the node resolves: no cluster names, no search domains.
+    Default,
+    /// Only what `searches` and `ndots` say.
+    None,
+}
+
+/// A pod's network namespace. `Arc`; every method may be called from any task.
+pub struct PodNetwork {
+    fabric: Arc<Fabric>,
+    address: Ipv4Addr,
+    identity: PodIdentity,
+    ports: Arc<PortTable>,
+    sockets: Arc<Sockets>,
+    budget: Arc<Budget>,
+    workload: Arc<Workload>,
+    /// HTTP requests the pod is answering.
+    requests: Arc<AtomicUsize>,
+    /// Outgoing HTTP to endpoints that listen on sockets.
+    client: OnceLock<Client>,
+    lookups: Semaphore,
+}
+
+/// One HTTP request a pod is answering.
+pub(crate) struct RequestSlot(Arc<AtomicUsize>);
+
+// === impl PodNetwork ===
+
+impl PodNetwork {
+    pub(crate) fn new(fabric: Arc<Fabric>, address: Ipv4Addr, identity: PodIdentity) -> Self {
+        let limits = &fabric.config.limits;
+        let workload = if identity.workload.is_empty() {
+            &identity.name
+        } else {
+            &identity.workload
+        };
+        let workload = fabric
+            .traffic
+            .workload(&format!("{}/{workload}", identity.namespace));
+        Self {
+            address,
+            ports: Arc::default(),
+            sockets: Arc::new(Sockets::new(limits.sockets_per_pod)),
+            budget: Arc::new(Budget::new(limits.buffers_per_pod)),
+            workload,
+            requests: Arc::default(),
+            client: OnceLock::new(),
+            lookups: Semaphore::new(LOOKUPS),
+            identity,
+            fabric,
+        }
+    }
+
+    /// The pod IP.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    pub fn identity(&self) -> &PodIdentity {
+        &self.identity
+    }
+
+    /// Connects to a pod, a Service, this pod (127.0.0.1) or the outside. `Refused` when nothing listens, `Unreachable`
+    /// when the address is nobody's, `TimedOut` when a backlog stays full, `Denied` by policy, `TooMany` sockets.
+    /// Cancel by dropping.
+    pub async fn connect(&self, to: SocketAddr) -> Result<Stream, SocketError> {
+        self.fabric.connect(&self.caller(), to).await
+    }
+
+    /// Listens on every address of the pod; port 0 picks a free one.
+    pub fn listen(&self, port: u16, backlog: usize) -> Result<Listener, SocketError> {
+        self.bind_tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?
+            .listen(backlog)
+    }
+
+    /// Takes a port. The address is unspecified (v4 or v6), the pod's own, or loopback: then only the pod itself may connect.
+    pub fn bind_tcp(&self, at: SocketAddr) -> Result<Bound, SocketError> {
+        let slot = self.sockets.take()?;
+        self.ports.bind_tcp(self.address, at, slot)
+    }
+
+    /// As [`PodNetwork::bind_udp_at`] on every address of the pod.
+    pub fn bind_udp(&self, port: u16) -> Result<UdpSocket, SocketError> {
+        self.bind_udp_at(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+    }
+
+    /// A UDP socket; the address as for [`PodNetwork::bind_tcp`].
+    pub fn bind_udp_at(&self, at: SocketAddr) -> Result<UdpSocket, SocketError> {
+        UdpSocket::bind(
+            Arc::clone(&self.fabric),
+            Arc::clone(&self.ports),
+            self.address,
+            at,
+            self.sockets.take()?,
+        )
+    }
+
+    /// A name as the pod's resolver sees it: literals, localhost, its own hostname and aliases, cluster names with search
+    /// domains, the outside by the system's resolver. Cancel by dropping.
+    pub async fn resolve(&self, name: &str) -> Resolved {
+        dns::resolve(self, name).await
+    }
+
+    /// A guest's outgoing HTTP call. The authority is a Service's name or address, a pod's, localhost or outside.
+    /// [`super::Hops`] are read from the request's extensions. Timeouts are the caller's: cancel by dropping.
+    pub async fn http(&self, request: Request<Body>) -> Result<Response<Body>, HttpError> {
+        super::http::send(self, request).await
+    }
+
+    /// Answers HTTP on `ports` until the guard is dropped. `InUse` when another container of the pod has one of them.
+    pub fn serve_http(
+        &self,
+        ports: Ports,
+        handler: Arc<dyn HttpHandler>,
+    ) -> Result<Serving, SocketError> {
+        self.ports.serve_http(ports, &handler)
+    }
+
+    /// Open connections, listeners and UDP sockets.
+    pub fn open_sockets(&self) -> usize {
+        self.sockets.open()
+    }
+
+    /// Bytes the pod has sent that nobody has read yet.
+    pub fn queued_bytes(&self) -> usize {
+        self.budget.used()
+    }
+
+    pub(crate) fn fabric(&self) -> &Arc<Fabric> {
+        &self.fabric
+    }
+
+    pub(crate) fn ports(&self) -> &Arc<PortTable> {
+        &self.ports
+    }
+
+    pub(crate) fn sockets(&self) -> &Arc<Sockets> {
+        &self.sockets
+    }
+
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    pub(crate) fn workload(&self) -> &Arc<Workload> {
+        &self.workload
+    }
+
+    pub(crate) fn lookups(&self) -> &Semaphore {
+        &self.lookups
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        self.client
+            .get_or_init(|| Client::new(Arc::downgrade(&self.fabric), Some(self.address)))
+    }
+
+    /// Counts a request, or `None` when the pod answers as many as it may.
+    pub(crate) fn begin_request(&self) -> Option<RequestSlot> {
+        let before = self.requests.fetch_add(1, Ordering::Relaxed);
+        let slot = RequestSlot(Arc::clone(&self.requests));
+        (before < self.fabric.config.limits.requests_per_pod).then_some(slot)
+    }
+
+    /// This pod as the source of a connection.
+    pub(crate) fn caller(&self) -> Caller<'_> {
+        Caller {
+            pod: Some(self),
+            from: SocketAddr::from((self.address, self.ports.outgoing())),
+            budget: &self.budget,
+            sockets: Some(&self.sockets),
+            workload: &self.workload,
+        }
+    }
+}
+
+impl Drop for RequestSlot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

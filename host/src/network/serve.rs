@@ -1,0 +1,108 @@
+//! An HTTP server in front of a handler, for clients that come as bytes: over an in-memory stream, or a real socket.
+//! Turns errors into answers; never chooses an endpoint.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::{Body as _, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+
+use super::vnet::Fabric;
+use super::{Body, HttpError, HttpHandler, Stream, http as dispatch};
+
+/// Serves one connection of a pod's port in a task of its own, until either end closes it.
+pub(crate) fn spawn(fabric: &Arc<Fabric>, stream: Stream, handler: Arc<dyn HttpHandler>) {
+    let stop = fabric.stop.clone();
+    let header_timeout = fabric.config.limits.header_timeout;
+    let authority = stream.local.to_string();
+    fabric.tasks.spawn(async move {
+        let service = service_fn(move |request: Request<Incoming>| {
+            let handler = Arc::clone(&handler);
+            let request = incoming(request, &authority);
+            async move { Ok::<_, Infallible>(answer(handler.handle(request).await)) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(header_timeout)
+            .http2()
+            .timer(TokioTimer::new());
+        let io = TokioIo::new(stream.into_io());
+        let connection = builder.serve_connection(io, service);
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            // An error here is the client's: it went away or spoke no HTTP.
+            _ = connection => {}
+        }
+    });
+}
+
+/// A request from the wire as a handler wants it: our body type, a Host, no hop-by-hop headers.
+pub(crate) fn incoming(request: Request<Incoming>, authority: &str) -> Request<Body> {
+    let mut request = request.map(body);
+    dispatch::strip_hop_by_hop(request.headers_mut());
+    if !request.headers().contains_key(header::HOST) {
+        let name = request.uri().authority().map_or(authority, |a| a.as_str());
+        if let Ok(name) = HeaderValue::from_str(name) {
+            request.headers_mut().insert(header::HOST, name);
+        }
+    }
+    request
+}
+
+/// A body from the wire. An empty one allocates nothing.
+pub(crate) fn body(body: Incoming) -> Body {
+    if body.is_end_stream() {
+        return empty();
+    }
+    body.map_err(Into::into).boxed_unsync()
+}
+
+pub(crate) fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+/// A handler's result as a client on the wire sees it.
+pub(crate) fn answer(result: Result<Response<Body>, HttpError>) -> Response<Body> {
+    match result {
+        Ok(mut response) => {
+            dispatch::strip_hop_by_hop(response.headers_mut());
+            response
+        }
+        Err(error) => failure(&error),
+    }
+}
+
+fn failure(error: &HttpError) -> Response<Body> {
+    let status = match error {
+        HttpError::NotReached(_) | HttpError::Returned { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        HttpError::Guest(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        HttpError::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        HttpError::Connect(_) | HttpError::Tls(_) | HttpError::NotFound(_) => {
+            StatusCode::BAD_GATEWAY
+        }
+        HttpError::Forbidden(_) => StatusCode::FORBIDDEN,
+        HttpError::Invalid(_) => StatusCode::BAD_REQUEST,
+        HttpError::Loop(_) => StatusCode::LOOP_DETECTED,
+    };
+    let mut response = Response::new(full(format!("{error}\n")));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}

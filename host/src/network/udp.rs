@@ -1,0 +1,333 @@
+//! Datagrams: between pods through bounded queues, through Services with the reply's source put back to the Service's
+//! address, and to the outside through one real socket per guest socket. Full queues drop, as UDP may.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::ReadBuf;
+
+use super::SocketError;
+use super::balancer::{Millis, Tried};
+use super::ports::{PortTable, SocketSlot};
+use super::table::Port;
+use super::vnet::{Fabric, Route};
+
+/// The largest payload of a datagram.
+pub(crate) const LARGEST: usize = 65_507;
+/// What a socket may hold unread.
+const QUEUE_DATAGRAMS: usize = 256;
+const QUEUE_BYTES: usize = 256 * 1024;
+/// Service addresses one socket talks to at once; each keeps its endpoint while it is in use.
+const FLOWS: usize = 256;
+const FLOW_IDLE: Duration = Duration::from_secs(60);
+
+/// Datagrams waiting to be read.
+#[derive(Default)]
+pub(crate) struct Queue {
+    /// Held for a few instructions, never over an await.
+    state: Mutex<QueueState>,
+}
+
+#[derive(Default)]
+struct QueueState {
+    datagrams: VecDeque<(Bytes, SocketAddr)>,
+    bytes: usize,
+    reading: Option<Waker>,
+}
+
+/// A bound UDP socket of a pod.
+pub struct UdpSocket {
+    fabric: Arc<Fabric>,
+    ports: Arc<PortTable>,
+    pod: Ipv4Addr,
+    local: SocketAddr,
+    queue: Arc<Queue>,
+    /// Made at the first datagram to the outside.
+    real: OnceLock<tokio::net::UdpSocket>,
+    flows: Mutex<HashMap<SocketAddr, (SocketAddr, Millis)>>,
+    _slot: SocketSlot,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops the datagram when the queue is full.
+    pub(crate) fn push(&self, datagram: Bytes, from: SocketAddr) {
+        let waker = {
+            let mut state = self.lock();
+            if state.datagrams.len() >= QUEUE_DATAGRAMS
+                || state.bytes + datagram.len() > QUEUE_BYTES
+            {
+                return;
+            }
+            state.bytes += datagram.len();
+            state.datagrams.push_back((datagram, from));
+            state.reading.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn poll_pop(&self, cx: &mut Context<'_>) -> Poll<(Bytes, SocketAddr)> {
+        let mut state = self.lock();
+        match state.datagrams.pop_front() {
+            Some((datagram, from)) => {
+                state.bytes -= datagram.len();
+                Poll::Ready((datagram, from))
+            }
+            None => {
+                state.reading = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+// === impl UdpSocket ===
+
+impl UdpSocket {
+    pub(crate) fn bind(
+        fabric: Arc<Fabric>,
+        ports: Arc<PortTable>,
+        pod: Ipv4Addr,
+        at: SocketAddr,
+        slot: SocketSlot,
+    ) -> Result<Self, SocketError> {
+        let queue = Arc::new(Queue::default());
+        let local = ports.bind_udp(pod, at, Arc::clone(&queue))?;
+        Ok(Self {
+            fabric,
+            ports,
+            pod,
+            local,
+            queue,
+            real: OnceLock::new(),
+            flows: Mutex::default(),
+            _slot: slot,
+        })
+    }
+
+    /// A socket of the node itself, for one client outside.
+    pub(crate) fn of_node(fabric: Arc<Fabric>, slot: SocketSlot) -> Result<Self, SocketError> {
+        let (ports, node) = (Arc::clone(&fabric.node_ports), fabric.node_address);
+        Self::bind(fabric, ports, node, SocketAddr::from((node, 0)), slot)
+    }
+
+    /// To an endpoint of `port`, the same one while this socket lives and the endpoint is ready. Lost when there is none.
+    pub(crate) fn send_to_service(&self, datagram: Bytes, port: &Port, client: IpAddr) {
+        let service = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port.number));
+        let now = self.fabric.now();
+        let known = self
+            .flow(service, now)
+            .filter(|endpoint| port.has(*endpoint));
+        let Some(endpoint) = known.or_else(|| {
+            let picked = self.fabric.pick(port, Some(client), &Tried::default())?;
+            Some(picked.address)
+        }) else {
+            return;
+        };
+        self.keep_flow(service, endpoint, now);
+        let IpAddr::V4(ip) = endpoint.ip() else {
+            return;
+        };
+        if let Some(pod) = self.fabric.pod(ip)
+            && let Some(queue) = pod.ports().udp(endpoint.port(), false)
+        {
+            queue.push(datagram, self.source(false));
+        }
+    }
+
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The next datagram and who sent it; an answer through a Service comes from the Service's address.
+    /// One task at a time may wait.
+    pub fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(Bytes, SocketAddr), SocketError>> {
+        if let Poll::Ready((datagram, from)) = self.queue.poll_pop(cx) {
+            return Poll::Ready(Ok((datagram, self.as_service(from))));
+        }
+        let Some(real) = self.real.get() else {
+            return Poll::Pending;
+        };
+        let mut buffer = BytesMut::zeroed(LARGEST);
+        let mut read = ReadBuf::new(&mut buffer);
+        match real.poll_recv_from(cx, &mut read) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(from)) => {
+                let datagram = Bytes::copy_from_slice(read.filled());
+                let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+                Poll::Ready(Ok((datagram, self.as_service(from))))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(SocketError::from(&error))),
+        }
+    }
+
+    pub async fn recv(&self) -> Result<(Bytes, SocketAddr), SocketError> {
+        std::future::poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// Sends at once or not at all; pending only while a real socket's buffer is full. A datagram nobody takes is lost
+    /// silently, as UDP may lose it.
+    pub fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        datagram: &Bytes,
+        to: SocketAddr,
+    ) -> Poll<Result<(), SocketError>> {
+        if datagram.len() > LARGEST {
+            return Poll::Ready(Err(SocketError::TooLarge));
+        }
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        if to.ip() == self.fabric.node_address {
+            // An answer to a client of a NodePort.
+            if let Some(queue) = self.fabric.node_ports.udp(to.port(), false) {
+                queue.push(datagram.clone(), self.source(false));
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match self.fabric.route_udp(self.pod, to) {
+            Route::Own => {
+                if let Some(queue) = self.ports.udp(to.port(), true) {
+                    queue.push(datagram.clone(), self.source(to.ip().is_loopback()));
+                }
+                Poll::Ready(Ok(()))
+            }
+            Route::Pod(pod) => {
+                if let Some(queue) = pod.ports().udp(to.port(), false) {
+                    queue.push(datagram.clone(), self.source(false));
+                }
+                Poll::Ready(Ok(()))
+            }
+            Route::Service(port) => {
+                let now = self.fabric.now();
+                let known = self.flow(to, now).filter(|endpoint| port.has(*endpoint));
+                let Some(endpoint) = known.or_else(|| {
+                    self.fabric
+                        .pick(&port, Some(IpAddr::V4(self.pod)), &Tried::default())
+                        .map(|e| e.address)
+                }) else {
+                    return Poll::Ready(Err(SocketError::Refused));
+                };
+                self.keep_flow(to, endpoint, now);
+                let IpAddr::V4(ip) = endpoint.ip() else {
+                    return Poll::Ready(Err(SocketError::Unreachable));
+                };
+                if let Some(pod) = self.fabric.pod(ip) {
+                    if let Some(queue) = pod.ports().udp(endpoint.port(), ip == self.pod) {
+                        queue.push(datagram.clone(), self.source(false));
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                if let Err(error) = self.fabric.config.egress.check(endpoint.ip()) {
+                    return Poll::Ready(Err(error));
+                }
+                self.poll_send_outside(cx, datagram, endpoint)
+            }
+            Route::Outside => self.poll_send_outside(cx, datagram, to),
+            Route::Nowhere(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    pub async fn send(&self, datagram: Bytes, to: SocketAddr) -> Result<(), SocketError> {
+        std::future::poll_fn(|cx| self.poll_send(cx, &datagram, to)).await
+    }
+
+    fn poll_send_outside(
+        &self,
+        cx: &mut Context<'_>,
+        datagram: &Bytes,
+        to: SocketAddr,
+    ) -> Poll<Result<(), SocketError>> {
+        let real = match self.real() {
+            Ok(real) => real,
+            Err(error) => return Poll::Ready(Err(SocketError::from(&error))),
+        };
+        let dual_stack = real.local_addr().is_ok_and(|local| local.is_ipv6());
+        real.poll_send_to(cx, datagram, if dual_stack { mapped(to) } else { to })
+            .map(|sent| sent.map(drop).map_err(|error| SocketError::from(&error)))
+    }
+
+    fn real(&self) -> io::Result<&tokio::net::UdpSocket> {
+        if let Some(real) = self.real.get() {
+            return Ok(real);
+        }
+        // Dual stack where the machine has IPv6, else IPv4.
+        let socket = std::net::UdpSocket::bind("[::]:0")
+            .or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))?;
+        socket.set_nonblocking(true)?;
+        let socket = tokio::net::UdpSocket::from_std(socket)?;
+        let real = self.real.get_or_init(|| socket);
+        // A reader that waits on the queue alone must look at the real socket too.
+        let waker = self.queue.lock().reading.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(real)
+    }
+
+    fn source(&self, loopback: bool) -> SocketAddr {
+        let ip = if loopback {
+            Ipv4Addr::LOCALHOST
+        } else {
+            self.pod
+        };
+        SocketAddr::from((ip, self.local.port()))
+    }
+
+    fn flows(&self) -> MutexGuard<'_, HashMap<SocketAddr, (SocketAddr, Millis)>> {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flow(&self, service: SocketAddr, now: Millis) -> Option<SocketAddr> {
+        let idle = u64::try_from(FLOW_IDLE.as_millis()).unwrap_or(u64::MAX);
+        let (endpoint, seen) = *self.flows().get(&service)?;
+        (now.saturating_sub(seen) < idle).then_some(endpoint)
+    }
+
+    fn keep_flow(&self, service: SocketAddr, endpoint: SocketAddr, now: Millis) {
+        let mut flows = self.flows();
+        if flows.len() >= FLOWS && !flows.contains_key(&service) {
+            let oldest = flows.iter().min_by_key(|(_, (_, seen))| *seen);
+            if let Some(oldest) = oldest.map(|(service, _)| *service) {
+                flows.remove(&oldest);
+            }
+        }
+        flows.insert(service, (endpoint, now));
+    }
+
+    /// The Service through which we talk to `from`, or `from`.
+    fn as_service(&self, from: SocketAddr) -> SocketAddr {
+        self.flows()
+            .iter()
+            .find(|(_, (endpoint, _))| *endpoint == from)
+            .map_or(from, |(service, _)| *service)
+    }
+}
+
+impl Drop for UdpSocket {
+    fn drop(&mut self) {
+        self.ports.free_udp(self.local.port());
+    }
+}
+
+/// As a dual-stack socket wants it.
+fn mapped(to: SocketAddr) -> SocketAddr {
+    match to.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(IpAddr::V6(ip.to_ipv6_mapped()), to.port()),
+        IpAddr::V6(_) => to,
+    }
+}

@@ -1,0 +1,425 @@
+//! The table of pods, and where a connection goes: own pod, another pod, a Service, outside. Owns addresses and pods;
+//! reads the table of Services, never writes it.
+//!
+//! The seam for other nodes is [`Fabric::connect_endpoint`]: an address of the cluster that is not on this node.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use rand::RngExt;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::addresses::Addresses;
+use super::balancer::{self, Endpoint, InFlight, Millis, Tried};
+use super::client::Client;
+use super::egress::Egress;
+use super::pipe::{self, Account, Budget};
+use super::pod::{PodIdentity, PodNetwork};
+use super::ports::{PortTable, Sockets, Target};
+use super::table::{Port, Protocol, Table};
+use super::traffic::{OUTSIDE, Traffic, Workload};
+use super::{Config, Error, SocketError, Stream, forward, serve};
+use crate::dns::upstream::Upstream;
+
+/// Bytes all listeners together may have queued towards pods before their buffers shrink.
+const RIM_BUDGET: usize = 64 << 20;
+
+/// What every part of the network shares.
+pub(crate) struct Fabric {
+    pub(crate) config: Config,
+    pub(crate) services: watch::Receiver<Arc<Table>>,
+    pub(crate) egress: Egress,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) traffic: Traffic,
+    pub(crate) outside: Arc<Workload>,
+    /// Every task of the network.
+    pub(crate) tasks: TaskTracker,
+    /// Shutdown has begun: accept nothing new, finish what is in flight.
+    pub(crate) draining: CancellationToken,
+    /// Stop at once.
+    pub(crate) stop: CancellationToken,
+    pub(crate) rim_budget: Arc<Budget>,
+    pub(crate) rim_connections: Arc<Semaphore>,
+    /// Where UDP clients outside seem to be, for pods.
+    pub(crate) node_address: Ipv4Addr,
+    pub(crate) node_ports: Arc<PortTable>,
+    rim_client: OnceLock<Client>,
+    pods: RwLock<HashMap<Ipv4Addr, Arc<PodNetwork>>>,
+    addresses: Mutex<Addresses>,
+    epoch: Instant,
+}
+
+/// Who opens a connection.
+pub(crate) struct Caller<'a> {
+    /// `None` for the node itself and for clients outside.
+    pub(crate) pod: Option<&'a PodNetwork>,
+    /// As the other end sees it.
+    pub(crate) from: SocketAddr,
+    pub(crate) budget: &'a Arc<Budget>,
+    pub(crate) sockets: Option<&'a Arc<Sockets>>,
+    pub(crate) workload: &'a Arc<Workload>,
+}
+
+/// Where an address leads.
+pub(crate) enum Route {
+    Own,
+    Pod(Arc<PodNetwork>),
+    Service(Arc<Port>),
+    Outside,
+    Nowhere(SocketError),
+}
+
+// === impl Fabric ===
+
+impl Fabric {
+    pub(crate) fn new(
+        config: Config,
+        services: watch::Receiver<Arc<Table>>,
+    ) -> Result<Arc<Self>, Error> {
+        let traffic = Traffic::default();
+        let upstream = Arc::new(Upstream::default());
+        Ok(Arc::new(Self {
+            egress: Egress::new(&config, Arc::clone(&upstream))?,
+            upstream,
+            outside: traffic.workload(OUTSIDE),
+            traffic,
+            services,
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            rim_budget: Arc::new(Budget::new(RIM_BUDGET)),
+            rim_connections: Arc::new(Semaphore::new(config.limits.listener_connections)),
+            node_address: Addresses::node(config.pod_cidr),
+            node_ports: Arc::default(),
+            rim_client: OnceLock::new(),
+            pods: RwLock::default(),
+            addresses: Mutex::new(Addresses::new(config.pod_cidr)),
+            epoch: Instant::now(),
+            config,
+        }))
+    }
+
+    pub(crate) fn attach(
+        self: &Arc<Self>,
+        identity: PodIdentity,
+    ) -> Result<Arc<PodNetwork>, Error> {
+        let address = {
+            let mut addresses = self
+                .addresses
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            match identity.address {
+                Some(wanted) if addresses.claim(wanted) => wanted,
+                _ => addresses
+                    .allocate()
+                    .ok_or(Error::AddressesExhausted(self.config.pod_cidr))?,
+            }
+        };
+        let pod = Arc::new(PodNetwork::new(Arc::clone(self), address, identity));
+        self.pods
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(address, Arc::clone(&pod));
+        Ok(pod)
+    }
+
+    /// Twice is the same as once.
+    pub(crate) fn detach(&self, pod: &PodNetwork) {
+        let removed = {
+            let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+            match pods.get(&pod.address()) {
+                Some(known) if std::ptr::eq(Arc::as_ptr(known), pod) => pods.remove(&pod.address()),
+                _ => None,
+            }
+        };
+        if removed.is_some() {
+            pod.ports().close();
+            self.addresses
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .free(pod.address());
+        }
+    }
+
+    pub(crate) fn clear(&self) {
+        let pods = std::mem::take(&mut *self.pods.write().unwrap_or_else(PoisonError::into_inner));
+        for pod in pods.into_values() {
+            pod.ports().close();
+        }
+    }
+
+    pub(crate) fn pod(&self, address: Ipv4Addr) -> Option<Arc<PodNetwork>> {
+        self.pods
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&address)
+            .cloned()
+    }
+
+    /// Milliseconds since the network was made.
+    pub(crate) fn now(&self) -> Millis {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The node itself as a source.
+    pub(crate) fn rim(&self) -> Caller<'_> {
+        self.rim_from(SocketAddr::from((self.node_address, 0)))
+    }
+
+    /// A client outside as a source.
+    pub(crate) fn rim_from(&self, from: SocketAddr) -> Caller<'_> {
+        Caller {
+            pod: None,
+            from,
+            budget: &self.rim_budget,
+            sockets: None,
+            workload: &self.outside,
+        }
+    }
+
+    pub(crate) fn rim_client(self: &Arc<Self>) -> &Client {
+        self.rim_client
+            .get_or_init(|| Client::new(Arc::downgrade(self), None))
+    }
+
+    /// An endpoint of `port` that was not tried, by affinity or by load.
+    pub(crate) fn pick<'a>(
+        &self,
+        port: &'a Port,
+        client: Option<IpAddr>,
+        tried: &Tried,
+    ) -> Option<&'a Arc<Endpoint>> {
+        let mut rng = rand::rng();
+        let now = self.now();
+        let draw = |n: usize| rng.random_range(0..n);
+        let (Some(affinity), Some(client)) = (&port.affinity, client) else {
+            return balancer::pick(&port.endpoints, tried, now, draw);
+        };
+        let mut clients = affinity
+            .clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let known = clients.recall(client, &port.endpoints, tried, now, affinity.timeout);
+        known.or_else(|| {
+            let picked = balancer::pick(&port.endpoints, tried, now, draw)?;
+            clients.remember(client, picked.address, now);
+            Some(picked)
+        })
+    }
+
+    pub(crate) fn route_udp(&self, pod: Ipv4Addr, to: SocketAddr) -> Route {
+        self.route(Some(pod), to, Protocol::Udp)
+    }
+
+    /// `to` is canonical: no IPv4 address in IPv6 clothes.
+    pub(crate) fn route(&self, own: Option<Ipv4Addr>, to: SocketAddr, protocol: Protocol) -> Route {
+        let ip = to.ip();
+        if own.is_some_and(|own| ip.is_loopback() || ip == IpAddr::V4(own)) {
+            return Route::Own;
+        }
+        let table = self.services.borrow();
+        if let Some(service) = table.vip(ip) {
+            return match service.port(to.port(), protocol) {
+                Some(port) => Route::Service(Arc::clone(port)),
+                None => Route::Nowhere(SocketError::Refused),
+            };
+        }
+        drop(table);
+        if let IpAddr::V4(ip) = ip {
+            if let Some(pod) = self.pod(ip) {
+                return Route::Pod(pod);
+            }
+            if self.config.cluster_cidr.contains(&ip) || self.config.service_cidr.contains(&ip) {
+                return Route::Nowhere(SocketError::Unreachable);
+            }
+        }
+        match self.config.egress.check(ip) {
+            Ok(()) => Route::Outside,
+            Err(error) => Route::Nowhere(error),
+        }
+    }
+
+    /// Opens a connection for `caller`. Cancel by dropping.
+    pub(crate) async fn connect(
+        self: &Arc<Self>,
+        caller: &Caller<'_>,
+        to: SocketAddr,
+    ) -> Result<Stream, SocketError> {
+        let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+        let own = caller.pod.map(PodNetwork::address);
+        match self.route(own, to, Protocol::Tcp) {
+            Route::Own => match caller.pod {
+                Some(pod) => self.deliver(pod, caller, to, to, None).await,
+                None => Err(SocketError::Unreachable),
+            },
+            Route::Pod(pod) => self.deliver(&pod, caller, to, to, None).await,
+            Route::Service(port) => self.connect_service(caller, &port, to).await,
+            Route::Outside => self.connect_outside(caller, to, to, None).await,
+            Route::Nowhere(error) => Err(error),
+        }
+    }
+
+    /// To some endpoint of a Service: those that refuse are passed over.
+    pub(crate) async fn connect_service(
+        self: &Arc<Self>,
+        caller: &Caller<'_>,
+        port: &Port,
+        to: SocketAddr,
+    ) -> Result<Stream, SocketError> {
+        let mut tried = Tried::default();
+        let mut last = SocketError::Refused;
+        while let Some(endpoint) = self.pick(port, Some(caller.from.ip()), &tried) {
+            let load = endpoint.load.begin();
+            let connected = if port.trusted {
+                self.connect_outside(caller, to, endpoint.address, Some(load))
+                    .await
+            } else {
+                self.connect_endpoint(caller, to, endpoint.address, Some(load))
+                    .await
+            };
+            match connected {
+                Ok(stream) => {
+                    endpoint.load.succeeded();
+                    return Ok(stream);
+                }
+                Err(error @ (SocketError::TooMany | SocketError::Denied)) => return Err(error),
+                Err(error) => {
+                    endpoint.load.refused(self.now());
+                    last = error;
+                }
+            }
+            if !tried.add(endpoint.address) {
+                break;
+            }
+        }
+        Err(last)
+    }
+
+    /// To one endpoint of a Service. `seen` is what the caller believes to be connected to.
+    async fn connect_endpoint(
+        self: &Arc<Self>,
+        caller: &Caller<'_>,
+        seen: SocketAddr,
+        endpoint: SocketAddr,
+        load: Option<InFlight>,
+    ) -> Result<Stream, SocketError> {
+        if let IpAddr::V4(ip) = endpoint.ip() {
+            if let Some(pod) = self.pod(ip) {
+                return self.deliver(&pod, caller, seen, endpoint, load).await;
+            }
+            if self.config.cluster_cidr.contains(&ip) {
+                // On another node, or no longer anywhere. Streams between nodes will start here.
+                return Err(SocketError::Unreachable);
+            }
+        }
+        self.config.egress.check(endpoint.ip())?;
+        self.connect_outside(caller, seen, endpoint, load).await
+    }
+
+    /// Both ends of a pipe to a pod's port: a socket's backlog, or an HTTP/1.1 server in front of its handler.
+    async fn deliver(
+        self: &Arc<Self>,
+        pod: &PodNetwork,
+        caller: &Caller<'_>,
+        seen: SocketAddr,
+        endpoint: SocketAddr,
+        load: Option<InFlight>,
+    ) -> Result<Stream, SocketError> {
+        let own = caller.pod.is_some_and(|caller| std::ptr::eq(caller, pod));
+        let target = pod
+            .ports()
+            .target(endpoint.port(), own)
+            .ok_or(SocketError::Refused)?;
+        let client = Account {
+            budget: Arc::clone(caller.budget),
+            slot: caller.sockets.map(Sockets::take).transpose()?,
+            load,
+        };
+        let server = Account {
+            budget: Arc::clone(pod.budget()),
+            slot: Some(pod.sockets().take().map_err(|_| SocketError::Refused)?),
+            load: None,
+        };
+        let from = if own && endpoint.ip().is_loopback() {
+            SocketAddr::new(endpoint.ip(), caller.from.port())
+        } else {
+            caller.from
+        };
+        let (client, server) = pipe::connection(client, server);
+        let client = Stream {
+            local: from,
+            peer: seen,
+            reader: client.0,
+            writer: client.1,
+        };
+        let server = Stream {
+            local: endpoint,
+            peer: from,
+            reader: server.0,
+            writer: server.1,
+        };
+        match target {
+            Target::Socket(backlog) => {
+                let queued = backlog.send(Box::new(server));
+                tokio::time::timeout(self.config.limits.connect_timeout, queued)
+                    .await
+                    .map_err(|_| SocketError::TimedOut)?
+                    .map_err(|_| SocketError::Refused)?;
+            }
+            Target::Http(handler) => serve::spawn(self, server, handler),
+        }
+        if let Some(pair) = self.traffic.pair(caller.workload, pod.workload()) {
+            pair.connected();
+        }
+        Ok(client)
+    }
+
+    /// To a real address, through a real socket; policy has been asked.
+    async fn connect_outside(
+        self: &Arc<Self>,
+        caller: &Caller<'_>,
+        seen: SocketAddr,
+        endpoint: SocketAddr,
+        load: Option<InFlight>,
+    ) -> Result<Stream, SocketError> {
+        let client = Account {
+            budget: Arc::clone(caller.budget),
+            slot: caller.sockets.map(Sockets::take).transpose()?,
+            load,
+        };
+        let socket = self.egress.connect(endpoint).await?;
+        let server = Account {
+            budget: Arc::clone(caller.budget),
+            slot: None,
+            load: None,
+        };
+        let (client, server) = pipe::connection(client, server);
+        let server = Stream {
+            local: endpoint,
+            peer: caller.from,
+            reader: server.0,
+            writer: server.1,
+        };
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = forward::forward(socket, server) => {}
+            }
+        });
+        if let Some(pair) = self.traffic.pair(caller.workload, &self.outside) {
+            pair.connected();
+        }
+        Ok(Stream {
+            local: caller.from,
+            peer: seen,
+            reader: client.0,
+            writer: client.1,
+        })
+    }
+}

@@ -5,11 +5,15 @@
 
 pub mod autoscaling;
 pub mod columns;
+pub mod config;
+pub mod endpoints;
 pub mod events;
 pub mod label_selector;
+pub mod lease;
 pub mod metadata;
 pub mod names;
 pub mod namespace;
+pub mod node;
 pub mod path;
 pub mod pod;
 pub mod pod_spec;
@@ -20,6 +24,7 @@ pub mod rules;
 pub mod strategy;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod workload;
 
 use std::borrow::Cow;
 use std::collections::HashMap;

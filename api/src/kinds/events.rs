@@ -1,7 +1,78 @@
 //! Events: one stored form (core/v1), served by two groups. Field names differ, nothing is lost either way.
 
 use super::Conversion;
+use super::rules::Check::{Required, RequiredWith};
+use super::rules::{Rules, text_at};
 use crate::object::Object;
+use crate::status::Cause;
+
+const NAMESPACES_OF_THE_CLUSTER: [&str; 2] = ["default", "kube-system"];
+
+pub static EVENT: Rules = Rules {
+    validate: |new, _, _, causes| namespace("involvedObject", new, causes),
+    fields: &[
+        "involvedObject.kind",
+        "involvedObject.namespace",
+        "involvedObject.name",
+        "involvedObject.uid",
+        "involvedObject.apiVersion",
+        "involvedObject.resourceVersion",
+        "involvedObject.fieldPath",
+        "reason",
+        "reportingComponent",
+        "source",
+        "type",
+    ],
+    field: |event, name| {
+        (name == "source").then(|| match text_at(event, "source.component") {
+            none if none.is_empty() => text_at(event, "reportingComponent"),
+            component => component,
+        })
+    },
+    create_on_update: true,
+    ..Rules::NEW
+};
+
+pub static NEW_EVENT: Rules = Rules {
+    checks: &[
+        ("eventTime", Required),
+        ("reportingController", RequiredWith("must not be empty")),
+        ("reportingInstance", Required),
+        ("action", Required),
+        ("reason", Required),
+        ("type", Required),
+    ],
+    validate: |new, _, _, causes| namespace("regarding", new, causes),
+    fields: &[
+        "regarding.kind",
+        "regarding.namespace",
+        "regarding.name",
+        "regarding.uid",
+        "regarding.apiVersion",
+        "regarding.resourceVersion",
+        "regarding.fieldPath",
+        "reason",
+        "reportingController",
+        "source",
+        "type",
+    ],
+    create_on_update: true,
+    ..Rules::NEW
+};
+
+/// An event stands in the namespace of what it is about; in `default` when that has none.
+fn namespace(about: &str, new: &Object, causes: &mut Vec<Cause>) {
+    let field = format!("{about}.namespace");
+    let of = new.str_at(&[about, "namespace"]).unwrap_or_default();
+    let fine = match of {
+        "" => NAMESPACES_OF_THE_CLUSTER.contains(&new.namespace()),
+        of => of == new.namespace(),
+    };
+    if !fine {
+        let why = "does not match event.namespace";
+        causes.push(Cause::invalid(field, &of.into(), why));
+    }
+}
 
 /// `events.k8s.io/v1` in terms of the stored `v1` form.
 pub struct NewEvents;

@@ -2,7 +2,7 @@
 
 use super::{CREATE, PROXY, READ_WRITE, STREAM, row, sub};
 use crate::kinds::Scope::{Cluster, Namespaced};
-use crate::kinds::{Kind, Subresource, namespace, pod};
+use crate::kinds::{Kind, Subresource, config, endpoints, events, namespace, node, pod, workload};
 
 const POD_SUBRESOURCES: &[Subresource] = &[
     sub("attach", "", "", "PodAttachOptions", STREAM),
@@ -23,9 +23,15 @@ pub(super) fn core() -> Vec<Kind> {
         row("", "v1", "ComponentStatus", "componentstatuses", Cluster)
             .verbs(&["get", "list"])
             .short(&["cs"]),
-        row("", "v1", "ConfigMap", "configmaps", Namespaced).short(&["cm"]),
-        row("", "v1", "Endpoints", "endpoints", Namespaced).short(&["ep"]),
-        row("", "v1", "Event", "events", Namespaced).short(&["ev"]),
+        row("", "v1", "ConfigMap", "configmaps", Namespaced)
+            .strategy(&config::CONFIG_MAP)
+            .short(&["cm"]),
+        row("", "v1", "Endpoints", "endpoints", Namespaced)
+            .strategy(&endpoints::ENDPOINTS)
+            .short(&["ep"]),
+        row("", "v1", "Event", "events", Namespaced)
+            .strategy(&events::EVENT)
+            .short(&["ev"]),
         row("", "v1", "LimitRange", "limitranges", Namespaced)
             .short(&["limits"])
             .unattended("LimitRange is stored, but admission does not apply it yet"),
@@ -44,6 +50,7 @@ pub(super) fn core() -> Vec<Kind> {
                 },
             ),
         row("", "v1", "Node", "nodes", Cluster)
+            .strategy(&node::NODE)
             .short(&["no"])
             .subresources(
                 const {
@@ -72,7 +79,7 @@ pub(super) fn core() -> Vec<Kind> {
             .short(&["po"])
             .categories(&["all"])
             .subresources(POD_SUBRESOURCES),
-        row("", "v1", "PodTemplate", "podtemplates", Namespaced),
+        row("", "v1", "PodTemplate", "podtemplates", Namespaced).strategy(&workload::POD_TEMPLATE),
         row(
             "",
             "v1",
@@ -80,6 +87,7 @@ pub(super) fn core() -> Vec<Kind> {
             "replicationcontrollers",
             Namespaced,
         )
+        .strategy(&workload::REPLICATION_CONTROLLER)
         .short(&["rc"])
         .categories(&["all"])
         .subresources(
@@ -95,8 +103,9 @@ pub(super) fn core() -> Vec<Kind> {
             .short(&["quota"])
             .subresources(const { &[sub("status", "", "", "ResourceQuota", READ_WRITE)] })
             .unattended("ResourceQuota is stored, but admission does not charge against it yet"),
-        row("", "v1", "Secret", "secrets", Namespaced),
+        row("", "v1", "Secret", "secrets", Namespaced).strategy(&config::SECRET),
         row("", "v1", "ServiceAccount", "serviceaccounts", Namespaced)
+            .strategy(&config::SERVICE_ACCOUNT)
             .short(&["sa"])
             .subresources(
                 const {

@@ -3,7 +3,7 @@
 use super::{READ_WRITE, row, sub};
 use crate::kinds::Kind;
 use crate::kinds::Scope::{Cluster, Namespaced};
-use crate::kinds::{autoscaling, events};
+use crate::kinds::{autoscaling, endpoints, events, lease, workload};
 
 pub(super) fn apiregistration() -> Vec<Kind> {
     vec![
@@ -30,13 +30,16 @@ pub(super) fn apps() -> Vec<Kind> {
             "ControllerRevision",
             "controllerrevisions",
             Namespaced,
-        ),
+        )
+        .strategy(&workload::CONTROLLER_REVISION),
         row("apps", "v1", "DaemonSet", "daemonsets", Namespaced)
+            .strategy(&workload::DAEMON_SET)
             .short(&["ds"])
             .categories(&["all"])
             .subresources(const { &[sub("status", "", "", "DaemonSet", READ_WRITE)] })
             .unattended("DaemonSet is stored, but no controller makes its pods yet"),
         row("apps", "v1", "Deployment", "deployments", Namespaced)
+            .strategy(&workload::DEPLOYMENT)
             .short(&["deploy"])
             .categories(&["all"])
             .subresources(
@@ -48,6 +51,7 @@ pub(super) fn apps() -> Vec<Kind> {
                 },
             ),
         row("apps", "v1", "ReplicaSet", "replicasets", Namespaced)
+            .strategy(&workload::REPLICA_SET)
             .short(&["rs"])
             .categories(&["all"])
             .subresources(
@@ -59,6 +63,7 @@ pub(super) fn apps() -> Vec<Kind> {
                 },
             ),
         row("apps", "v1", "StatefulSet", "statefulsets", Namespaced)
+            .strategy(&workload::STATEFUL_SET)
             .short(&["sts"])
             .categories(&["all"])
             .subresources(
@@ -76,6 +81,7 @@ pub(super) fn apps() -> Vec<Kind> {
 pub(super) fn events() -> Vec<Kind> {
     vec![
         row("events.k8s.io", "v1", "Event", "events", Namespaced)
+            .strategy(&events::NEW_EVENT)
             .stored_as("events", &events::NewEvents)
             .short(&["ev"]),
     ]
@@ -367,13 +373,7 @@ pub(super) fn scheduling() -> Vec<Kind> {
 }
 
 pub(super) fn coordination() -> Vec<Kind> {
-    vec![row(
-        "coordination.k8s.io",
-        "v1",
-        "Lease",
-        "leases",
-        Namespaced,
-    )]
+    vec![row("coordination.k8s.io", "v1", "Lease", "leases", Namespaced).strategy(&lease::LEASE)]
 }
 
 pub(super) fn node() -> Vec<Kind> {
@@ -390,13 +390,16 @@ pub(super) fn node() -> Vec<Kind> {
 }
 
 pub(super) fn discovery() -> Vec<Kind> {
-    vec![row(
-        "discovery.k8s.io",
-        "v1",
-        "EndpointSlice",
-        "endpointslices",
-        Namespaced,
-    )]
+    vec![
+        row(
+            "discovery.k8s.io",
+            "v1",
+            "EndpointSlice",
+            "endpointslices",
+            Namespaced,
+        )
+        .strategy(&endpoints::ENDPOINT_SLICE),
+    ]
 }
 
 pub(super) fn resource() -> Vec<Kind> {

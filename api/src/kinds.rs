@@ -21,6 +21,7 @@ pub mod pod_template;
 pub mod quantities;
 pub mod rows;
 pub mod rules;
+pub mod service;
 pub mod strategy;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -2,7 +2,9 @@
 
 use super::{CREATE, PROXY, READ_WRITE, STREAM, row, sub};
 use crate::kinds::Scope::{Cluster, Namespaced};
-use crate::kinds::{Kind, Subresource, config, endpoints, events, namespace, node, pod, workload};
+use crate::kinds::{
+    Kind, Subresource, config, endpoints, events, namespace, node, pod, service, workload,
+};
 
 const POD_SUBRESOURCES: &[Subresource] = &[
     sub("attach", "", "", "PodAttachOptions", STREAM),
@@ -119,6 +121,7 @@ pub(super) fn core() -> Vec<Kind> {
                 },
             ),
         row("", "v1", "Service", "services", Namespaced)
+            .strategy(&service::SERVICE)
             .short(&["svc"])
             .categories(&["all"])
             .subresources(

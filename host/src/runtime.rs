@@ -21,6 +21,8 @@ mod logs;
 mod outgoing;
 mod service;
 mod sockets;
+#[cfg(test)]
+mod tests;
 mod workload;
 
 use std::collections::HashMap;

@@ -14,6 +14,7 @@ use super::logs::Pipe;
 use super::outgoing::Outgoing;
 use super::sockets::Sockets;
 use super::{LogStream, StartError, Workload};
+use crate::network::Body;
 
 /// Handles (streams, descriptors, sockets, headers …) one instance may hold on the host.
 const MOST_HANDLES: usize = 65_536;
@@ -99,6 +100,14 @@ impl Template {
 }
 
 // === impl Guest ===
+
+impl Guest {
+    /// The guest's own calls are one further than the one it answers. An instance that answers several at once cannot
+    /// tell whose call it is: then the last one's count is used for all.
+    pub(super) fn set_hops(&mut self, request: &http::Request<Body>) {
+        self.outgoing.hops = request.extensions().get().copied().unwrap_or_default();
+    }
+}
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {

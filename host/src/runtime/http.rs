@@ -85,10 +85,7 @@ impl Handler {
     }
 
     async fn serve(self: Arc<Self>, request: Request<Body>) -> Result<Response<Body>, HttpError> {
-        let permit = match self.state.enter().await {
-            Ok(permit) => permit,
-            Err(error) => return Err(error.returning(request)),
-        };
+        let (request, permit) = self.state.enter(request).await?;
         let (sender, mut answer) = oneshot::channel();
         let mut guest = self
             .state
@@ -197,6 +194,7 @@ impl Handler {
                 .insert(HOST, HeaderValue::from_static("localhost"));
         }
         let store = &mut instance.store;
+        store.data_mut().set_hops(&request);
         let incoming = store
             .data_mut()
             .http()
@@ -222,11 +220,7 @@ impl Handler {
         let lane = self.shared.lane(self.loaded.flavor())?;
         let slot = match Arc::clone(&lane.slots).try_acquire_owned() {
             Ok(slot) => slot,
-            Err(_) => self
-                .state
-                .queue(Arc::clone(&lane.slots))
-                .await
-                .map_err(wasmtime::Error::from)?,
+            Err(_) => self.state.queue(Arc::clone(&lane.slots)).await?,
         };
         let mut store = self.state.template.store(lane);
         let proxy = pre.instantiate_async(&mut store).await?;

@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
-use crate::network::{HttpError, PodNetwork};
+use crate::network::{Hops, HttpError, PodNetwork};
 
 /// What wasmtime's own client uses where the guest says nothing.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
@@ -21,6 +21,8 @@ type Transmission = Box<dyn Future<Output = Result<()>> + Send>;
 /// The hooks of one instance.
 pub(super) struct Outgoing {
     network: Arc<PodNetwork>,
+    /// Of the request this instance answers.
+    pub(super) hops: Hops,
 }
 
 /// A response body whose frames must come within `limit` of each other.
@@ -32,18 +34,22 @@ struct Timed {
 
 impl Outgoing {
     pub(super) fn new(network: Arc<PodNetwork>) -> Self {
-        Self { network }
+        Self {
+            network,
+            hops: Hops::default(),
+        }
     }
 }
 
 impl WasiHttpHooks for Outgoing {
     fn send_request(
         &mut self,
-        request: http::Request<WasiBody>,
+        mut request: http::Request<WasiBody>,
         options: Option<RequestOptions>,
         _response_processed: Transmission,
     ) -> Box<dyn Future<Output = Result<(http::Response<WasiBody>, Transmission)>> + Send> {
         let network = Arc::clone(&self.network);
+        request.extensions_mut().insert(self.hops);
         Box::new(async move {
             let response = send(&network, request, options.unwrap_or_default()).await?;
             let sent: Transmission = Box::new(std::future::ready(Ok(())));

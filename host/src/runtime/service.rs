@@ -87,11 +87,8 @@ impl Handler {
         })
     }
 
-    async fn serve(self: Arc<Self>, mut request: Request<Body>) -> Answer {
-        let permit = match self.state.enter().await {
-            Ok(permit) => permit,
-            Err(error) => return Err(error.returning(request)),
-        };
+    async fn serve(self: Arc<Self>, request: Request<Body>) -> Answer {
+        let (mut request, permit) = self.state.enter(request).await?;
         if request.uri().authority().is_none() && !request.headers().contains_key(HOST) {
             request
                 .headers_mut()
@@ -299,6 +296,7 @@ async fn answer(accessor: &Accessor<Guest>, service: &Service, call: Call) -> wa
         _permit,
     } = call;
     let (request, sent) = accessor.with(|mut access| {
+        access.data_mut().set_hops(&request);
         let view = access.data_mut().http();
         let (request, sent) = p3::Request::from_http(view.hooks, request);
         let sent: Pin<Box<dyn Future<Output = Result<(), Error>> + Send>> = Box::pin(sent);

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::guest::Template;
 use super::{Exit, ExitCause, LogStream, Usage};
-use crate::network::HttpError;
+use crate::network::{Body, HttpError, ReturnedRequest};
 
 /// Requests one workload answers at once; more wait.
 const CONCURRENT: u32 = 128;
@@ -30,6 +30,11 @@ pub(super) struct State {
     answered: AtomicU64,
     failed: AtomicU64,
 }
+
+/// Why nobody will work on it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Refused(String);
 
 /// A request's right to be worked on.
 pub(super) type Permit = OwnedSemaphorePermit;
@@ -83,13 +88,24 @@ impl State {
         }
     }
 
-    /// A permit, at once if there is one, else after a wait in a bounded queue.
-    pub(super) async fn enter(&self) -> Result<Permit, HttpError> {
+    /// A permit for `request`, at once if there is one, else after a wait in a bounded queue. Refused requests come back:
+    /// another replica may take them.
+    pub(super) async fn enter(
+        &self,
+        request: http::Request<Body>,
+    ) -> Result<(http::Request<Body>, Permit), HttpError> {
+        match self.permit().await {
+            Ok(permit) => Ok((request, permit)),
+            Err(Refused(reason)) => Err(HttpError::Returned {
+                reason,
+                request: ReturnedRequest::new(request),
+            }),
+        }
+    }
+
+    async fn permit(&self) -> Result<Permit, Refused> {
         if self.draining.load(Ordering::Relaxed) || self.killed.is_cancelled() {
-            return Err(HttpError::NotReached(format!(
-                "{} is stopping",
-                self.name()
-            )));
+            return Err(Refused(format!("{} is stopping", self.name())));
         }
         self.answered.fetch_add(1, Ordering::Relaxed);
         if let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() {
@@ -99,7 +115,7 @@ impl State {
     }
 
     /// A permit of `semaphore`, or the reason why not; cancel by dropping.
-    pub(super) async fn queue(&self, semaphore: Arc<Semaphore>) -> Result<Permit, HttpError> {
+    pub(super) async fn queue(&self, semaphore: Arc<Semaphore>) -> Result<Permit, Refused> {
         struct Waiting<'a>(&'a AtomicUsize);
         impl Drop for Waiting<'_> {
             fn drop(&mut self) {
@@ -108,7 +124,7 @@ impl State {
         }
         let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
-        let refused = |why: &str| HttpError::NotReached(format!("{} {why}", self.name()));
+        let refused = |why: &str| Refused(format!("{} {why}", self.name()));
         if waiting >= WAITING {
             return Err(refused("has too many requests waiting"));
         }

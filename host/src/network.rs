@@ -31,6 +31,9 @@ mod traffic;
 mod udp;
 mod vnet;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};

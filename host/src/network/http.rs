@@ -27,6 +27,7 @@ use crate::dns::{self, Found};
 
 /// Calls in a row that one request may cause.
 const HOPS: u8 = 32;
+const HOPS_ON_ONE_STACK: u8 = 8;
 
 /// How many calls led to this request, as an extension. The network counts it up on every call; whoever runs a guest
 /// copies it from the request the guest answers to those it sends, so that a Service that calls itself comes to an end.
@@ -249,7 +250,16 @@ impl Call<'_> {
             return Err(returned(format!("{address}: the pod is too busy"), request));
         };
         let started = Instant::now();
-        let answer = handler.handle(request).await;
+        let hops = request.extensions().get::<Hops>().map_or(0, |hops| hops.0);
+        let answer = if hops % HOPS_ON_ONE_STACK == 0 && hops > 0 {
+            // Calls inside calls are polled inside each other: a long chain gets a fresh stack now and then.
+            let task = tokio::spawn(handler.handle(request));
+            tokio_util::task::AbortOnDropHandle::new(task)
+                .await
+                .unwrap_or_else(|error| Err(HttpError::Guest(error.to_string())))
+        } else {
+            handler.handle(request).await
+        };
         self.count(Some(pod), started, &answer);
         let guard = Guard {
             _load: load,

@@ -1,0 +1,123 @@
+//! The network as a whole, with guests that are closures: what they see, what clients outside see. No wasm here.
+
+mod api;
+mod calls;
+mod rim;
+mod sockets;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use super::table::{Key, Loads, Service, Slice, Table};
+use super::{
+    Body, Config, HttpError, HttpHandler, Network, PodIdentity, PodNetwork, Ports, Serving, serve,
+};
+
+/// An HTTP guest: a function.
+struct Guest<F>(F);
+
+impl<F, R> HttpHandler for Guest<F>
+where
+    F: Fn(Request<Body>) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Response<Body>, HttpError>> + Send + 'static,
+{
+    fn handle(
+        self: Arc<Self>,
+        request: Request<Body>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Body>, HttpError>> + Send>> {
+        Box::pin((self.0)(request))
+    }
+}
+
+fn network() -> Network {
+    Network::new(Config::default()).unwrap()
+}
+
+fn pod(network: &Network, name: &str) -> Arc<PodNetwork> {
+    let identity = PodIdentity {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        ..PodIdentity::default()
+    };
+    network.attach_pod(identity).unwrap()
+}
+
+/// A pod that answers every request with its name, what it was asked and whom for.
+fn web(network: &Network, name: &str) -> (Arc<PodNetwork>, Serving) {
+    let pod = pod(network, name);
+    let name = name.to_owned();
+    let guest = Guest(move |request: Request<Body>| {
+        let name = name.clone();
+        async move {
+            let host = request.headers().get("host").cloned();
+            let host = host.map_or_else(String::new, |h| h.to_str().unwrap().to_owned());
+            let path = request.uri().path().to_owned();
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let body = String::from_utf8_lossy(&body).into_owned();
+            let text = format!("{name} {host} {path} {body}");
+            Ok(Response::new(serve::full(text.trim_end().to_owned())))
+        }
+    });
+    let serving = pod.serve_http(Ports::All, Arc::new(guest)).unwrap();
+    (pod, serving)
+}
+
+/// Puts a Service of namespace `shop` into the table, as the index would.
+fn publish(network: &Network, name: &str, spec: Value, ports: Value, pods: &[&PodNetwork]) {
+    let endpoints: Vec<Value> = pods
+        .iter()
+        .map(|pod| json!({"addresses": [pod.address().to_string()]}))
+        .collect();
+    let metadata = json!({"name": name, "namespace": "shop", "uid": name,
+        "labels": {"kubernetes.io/service-name": name}});
+    let object = json!({"metadata": metadata, "spec": spec});
+    let slice = json!({"addressType": "IPv4", "metadata": metadata, "ports": ports, "endpoints": endpoints});
+    let slice = Slice::parse(&serde_json::from_value(slice).unwrap()).unwrap();
+    let key = Key {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+    };
+    let object = Arc::new(serde_json::from_value(object).unwrap());
+    network.tables.send_modify(|table| {
+        let mut next = Table::clone(table);
+        next.complete = true;
+        next.insert(Service::build(
+            key,
+            object,
+            &[&slice],
+            &mut Loads::default(),
+            None,
+        ));
+        *table = Arc::new(next);
+    });
+}
+
+/// The Service `hello`, 10.96.0.7:80 → 8080.
+fn hello(network: &Network, pods: &[&PodNetwork]) {
+    let spec = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
+    publish(network, "hello", spec, json!([{"port": 8080}]), pods);
+}
+
+fn get(uri: &str) -> Request<Body> {
+    Request::get(uri).body(serve::empty()).unwrap()
+}
+
+fn post(uri: &str, body: &'static str) -> Request<Body> {
+    Request::post(uri)
+        .body(serve::full(Bytes::from(body)))
+        .unwrap()
+}
+
+async fn text(response: Response<Body>) -> String {
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
+async fn ask(from: &PodNetwork, uri: &str) -> Result<String, HttpError> {
+    Ok(text(from.http(get(uri)).await?).await)
+}

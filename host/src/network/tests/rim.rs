@@ -1,0 +1,313 @@
+//! Listeners on real ports, fed by an API.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::api::{Api, SERVICES, SLICES};
+use super::*;
+use crate::network::{ListenerKind, Listening};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+fn service(name: &str, spec: Value) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "resourceVersion": "1"},
+        "spec": spec})
+}
+
+fn slice(name: &str, port: Value, pods: &[&PodNetwork]) -> Value {
+    let endpoints: Vec<Value> = pods
+        .iter()
+        .map(|pod| json!({"addresses": [pod.address().to_string()]}))
+        .collect();
+    json!({"addressType": "IPv4", "ports": [port], "endpoints": endpoints,
+        "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}}})
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap().port()
+}
+
+async fn started(api: &Api) -> Network {
+    let network = network();
+    network.start(api.client.clone()).unwrap();
+    tokio::time::timeout(DEADLINE, network.wait_synced())
+        .await
+        .unwrap();
+    network
+}
+
+async fn listening(network: &Network, until: impl Fn(&[Listening]) -> bool) -> Vec<Listening> {
+    let mut watch = network.watch_listeners();
+    let seen = watch.wait_for(|all| until(all));
+    let seen = tokio::time::timeout(DEADLINE, seen).await;
+    seen.unwrap_or_else(|_| panic!("listeners: {:?}", network.listeners()))
+        .unwrap()
+        .to_vec()
+}
+
+async fn curl(address: SocketAddr, request: &str) -> std::io::Result<String> {
+    let mut socket = TcpStream::connect(address).await?;
+    socket.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    tokio::time::timeout(DEADLINE, socket.read_to_string(&mut answer)).await??;
+    Ok(answer)
+}
+
+const GET: &str = "GET /x HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n";
+
+async fn eventually<T>(mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = check().await {
+                return found;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, found).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_load_balancer_serves_http_guests_and_says_where() {
+    let mut api = Api::new();
+    let port = free_port();
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [{"port": port}]});
+    api.put(SERVICES, service("web", spec));
+    let network = started(&api).await;
+    let (pod, _serving) = web(&network, "web");
+    api.put(SLICES, slice("web", json!({"port": 8080}), &[&pod]));
+    let open = network.listeners();
+    assert_eq!(open.len(), 1);
+    assert_eq!(
+        (open[0].origin, open[0].problem.clone()),
+        (ListenerKind::LoadBalancer, None)
+    );
+    let address = open[0].address.unwrap();
+    assert_eq!(address, SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let answer = eventually(async || curl(address, GET).await.ok()).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.ends_with("web shop /x"), "{answer}");
+
+    let (what, patch) = api.writes.recv().await.unwrap();
+    assert_eq!(what, "PATCH /api/v1/namespaces/shop/services/web/status");
+    assert_eq!(
+        patch,
+        json!({"metadata": {"uid": "uid-web"}, "status": {"loadBalancer": {"ingress": [
+            {"ip": "127.0.0.1", "ipMode": "Proxy", "ports": [{"port": port, "protocol": "TCP"}]}]}}})
+    );
+    network.shutdown(Duration::from_secs(5)).await;
+    assert!(
+        curl(address, GET).await.is_err(),
+        "nothing listens any more"
+    );
+}
+
+#[tokio::test]
+async fn a_taken_port_is_replaced_and_everybody_is_told() {
+    let mut api = Api::new();
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [{"port": port}]});
+    api.put(SERVICES, service("web", spec));
+    let network = started(&api).await;
+    let open = network.listeners();
+    let address = open[0].address.unwrap();
+    assert_ne!(address.port(), port);
+    let problem = format!("port {port} is taken on 127.0.0.1");
+    assert_eq!(open[0].problem.as_deref(), Some(problem.as_str()));
+
+    let (what, patch) = api.writes.recv().await.unwrap();
+    assert_eq!(what, "PATCH /api/v1/namespaces/shop/services/web");
+    let annotation = &patch["metadata"]["annotations"]["coracle.dev/listeners"];
+    assert_eq!(annotation, &json!(format!("{port}={}", address.port())));
+    let (_, status) = api.writes.recv().await.unwrap();
+    let error = &status["status"]["loadBalancer"]["ingress"][0]["ports"][0]["error"];
+    assert_eq!(error, "coracle.dev/PortReplaced");
+    let (what, event) = api.writes.recv().await.unwrap();
+    assert_eq!(what, "POST /apis/events.k8s.io/v1/namespaces/shop/events");
+    assert_eq!(event["reason"], "PortReplaced");
+    assert_eq!(
+        event["note"],
+        format!("Listening on {address} instead of port {port}: {problem}")
+    );
+    network.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_replaced_port_is_the_same_after_a_restart() {
+    let api = Api::new();
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (port, before) = (taken.local_addr().unwrap().port(), free_port());
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [{"port": port}]});
+    let mut object = service("web", spec);
+    object["metadata"]["annotations"] =
+        json!({"coracle.dev/listeners": format!("{port}={before}")});
+    api.put(SERVICES, object);
+    let network = started(&api).await;
+    assert_eq!(network.listeners()[0].address.unwrap().port(), before);
+    network.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn node_ports_open_and_close_with_their_service() {
+    let api = Api::new();
+    let port = free_port();
+    let network = started(&api).await;
+    let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.7", "ports": [{"port": 80, "nodePort": port}]});
+    api.put(SERVICES, service("web", spec));
+    let open = listening(&network, |all| !all.is_empty()).await;
+    assert_eq!(open[0].origin, ListenerKind::NodePort);
+    assert_eq!(open[0].address.unwrap().port(), port);
+    let spec = json!({"type": "ClusterIP", "clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
+    api.put(SERVICES, service("web", spec));
+    listening(&network, <[Listening]>::is_empty).await;
+    network.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_socket_guest_behind_a_listener_gets_the_bytes_as_they_are() {
+    let api = Api::new();
+    let port = free_port();
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [{"port": port}]});
+    api.put(SERVICES, service("echo", spec));
+    let network = started(&api).await;
+    let guest = pod(&network, "echo");
+    let mut listener = guest.listen(7, 8).unwrap();
+    tokio::spawn(async move {
+        while let Ok(mut stream) = listener.accept().await {
+            assert!(stream.peer.ip().is_loopback(), "the guest sees the client");
+            stream
+                .writer
+                .write_all(Bytes::from_static(b"I speak first: "))
+                .await
+                .unwrap();
+            while let Some(Ok(chunk)) = stream.reader.read().await {
+                stream.writer.write_all(chunk).await.unwrap();
+            }
+        }
+    });
+    api.put(SLICES, slice("echo", json!({"port": 7}), &[&guest]));
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut socket = eventually(async || {
+        let mut socket = TcpStream::connect(address).await.ok()?;
+        let mut hello = [0; 15];
+        socket.read_exact(&mut hello).await.ok()?;
+        assert_eq!(&hello, b"I speak first: ");
+        Some(socket)
+    })
+    .await;
+    let data = vec![7; 1 << 20];
+    let (mut read, mut write) = socket.split();
+    let mut back = Vec::new();
+    let sent = async {
+        write.write_all(&data).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    tokio::join!(sent, async { read.read_to_end(&mut back).await.unwrap() });
+    assert!(back == data, "a megabyte comes back after half-close");
+    network.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_finished_when_the_node_drains() {
+    let api = Api::new();
+    let port = free_port();
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [{"port": port}]});
+    api.put(SERVICES, service("slow", spec));
+    let network = Arc::new(started(&api).await);
+    let guest = pod(&network, "slow");
+    let (go, gate) = (
+        Arc::new(tokio::sync::Notify::new()),
+        Arc::new(tokio::sync::Notify::new()),
+    );
+    let (arrived, open) = (Arc::clone(&gate), Arc::clone(&go));
+    let handler = Guest(move |_| {
+        let (arrived, open) = (Arc::clone(&arrived), Arc::clone(&open));
+        async move {
+            arrived.notify_one();
+            open.notified().await;
+            Ok(Response::new(serve::full("finished")))
+        }
+    });
+    let _serving = guest.serve_http(Ports::All, Arc::new(handler)).unwrap();
+    api.put(SLICES, slice("slow", json!({"port": 80}), &[&guest]));
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let request = "GET / HTTP/1.1\r\nHost: shop\r\n\r\n";
+    let client = eventually(async || curl(address, request).await.ok());
+    let drain = async {
+        tokio::time::timeout(DEADLINE, gate.notified())
+            .await
+            .unwrap();
+        let draining = tokio::spawn({
+            let network = Arc::clone(&network);
+            async move { network.shutdown(DEADLINE).await }
+        });
+        eventually(async || TcpStream::connect(address).await.is_err().then_some(())).await;
+        go.notify_one();
+        draining.await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(client, drain);
+    assert!(answer.ends_with("finished"), "{answer}");
+}
+
+#[tokio::test]
+async fn http2_without_tls_is_understood() {
+    let api = Api::new();
+    let port = free_port();
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [{"port": port}]});
+    api.put(SERVICES, service("web", spec));
+    let network = started(&api).await;
+    let (pod, _serving) = web(&network, "web");
+    api.put(SLICES, slice("web", json!({"port": 8080}), &[&pod]));
+    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
+        .http2_only(true)
+        .build_http::<Body>();
+    let uri = format!("http://127.0.0.1:{port}/two");
+    let response = eventually(async || client.request(get(&uri)).await.ok()).await;
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, format!("web 127.0.0.1:{port} /two"));
+    network.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn datagrams_come_in_through_a_node_port_and_find_their_way_back() {
+    let api = Api::new();
+    let port = free_port();
+    let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.7",
+        "ports": [{"port": 53, "protocol": "UDP", "nodePort": port}]});
+    api.put(SERVICES, service("dns", spec));
+    let network = started(&api).await;
+    let guest = pod(&network, "dns");
+    let server = guest.bind_udp(53).unwrap();
+    tokio::spawn(async move {
+        while let Ok((question, from)) = server.recv().await {
+            let answer = [b"re: ", &question[..]].concat();
+            server.send(answer.into(), from).await.unwrap();
+        }
+    });
+    api.put(
+        SLICES,
+        slice("dns", json!({"port": 53, "protocol": "UDP"}), &[&guest]),
+    );
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(("127.0.0.1", port)).await.unwrap();
+    let mut buffer = [0; 64];
+    let length = eventually(async || {
+        client.send(b"question").await.ok()?;
+        let answer = client.recv(&mut buffer);
+        tokio::time::timeout(Duration::from_millis(50), answer)
+            .await
+            .ok()?
+            .ok()
+    })
+    .await;
+    assert_eq!(&buffer[..length], b"re: question");
+    network.shutdown(Duration::ZERO).await;
+}

@@ -10,6 +10,10 @@ use std::collections::BTreeMap;
 
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
+use types::well_known::{
+    GROUP_AUTHENTICATED as AUTHENTICATED, GROUP_MASTERS as MASTERS,
+    GROUP_UNAUTHENTICATED as UNAUTHENTICATED, USER_ANONYMOUS as ANONYMOUS,
+};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::request::{RequestInfo, ResourcePath, Target, query};
@@ -36,11 +40,6 @@ pub enum Attributes<'a> {
         path: &'a str,
     },
 }
-
-pub const ANONYMOUS: &str = "system:anonymous";
-pub const MASTERS: &str = "system:masters";
-const AUTHENTICATED: &str = "system:authenticated";
-const UNAUTHENTICATED: &str = "system:unauthenticated";
 
 // === impl User ===
 

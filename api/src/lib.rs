@@ -14,17 +14,28 @@
 //! [`discovery`], [`openapi`] and [`table`] are derived from the kinds and the schema, never written by hand.
 
 pub mod admission;
+pub mod args;
 pub mod auth;
 pub mod cache;
 pub mod codec;
 pub mod discovery;
+mod furniture;
+pub mod handlers;
 pub mod kinds;
+mod metrics;
+mod nodes;
 pub mod object;
 pub mod openapi;
 pub mod patch;
 pub mod pki;
+pub mod registry;
 pub mod request;
 pub mod schema;
 pub mod selector;
+pub mod server;
 pub mod status;
 pub mod store;
+mod table;
+
+pub use args::Args;
+pub use server::{Config, Handle, start};

@@ -27,6 +27,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
+use types::well_known::{GROUP_MASTERS, GROUP_NODES, USER_KUBELET_CLIENT};
 
 /// A certificate and its private key, both PEM.
 #[derive(Clone)]
@@ -149,16 +150,12 @@ impl Pki {
     }
 
     pub fn admin(&self) -> Result<Identity, Error> {
-        self.client("admin", "kubernetes-admin", Some("system:masters"))
+        self.client("admin", "kubernetes-admin", Some(GROUP_MASTERS))
     }
 
     /// What the API server shows to a node's endpoint.
     pub fn kubelet_client(&self) -> Result<Identity, Error> {
-        self.client(
-            "kubelet-client",
-            "kube-apiserver-kubelet-client",
-            Some("system:masters"),
-        )
+        self.client("kubelet-client", USER_KUBELET_CLIENT, Some(GROUP_MASTERS))
     }
 
     /// A node's certificate, for its endpoint and as a client of the API.
@@ -166,7 +163,7 @@ impl Pki {
         self.leaf(&Leaf {
             file: &format!("node-{name}"),
             common_name: &format!("system:node:{name}"),
-            organization: Some("system:nodes"),
+            organization: Some(GROUP_NODES),
             names: vec![name.to_owned(), "localhost".to_owned()],
             addresses: addresses.to_vec(),
             server: true,

@@ -76,7 +76,8 @@ impl Selector {
         self.exact("metadata.namespace")
     }
 
-    fn exact(&self, field: &str) -> Option<&str> {
+    /// The only value of `field` that can match, where the fields say so.
+    pub fn exact(&self, field: &str) -> Option<&str> {
         self.fields
             .iter()
             .find(|term| term.equal && term.field == field)

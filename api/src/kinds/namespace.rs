@@ -16,6 +16,10 @@ pub static NAMESPACE: Rules = Rules {
     status: r#"{"phase":"Active"}"#,
     prepare,
     fields: &["status.phase"],
+    hold: |namespace| {
+        namespace.set(&["status", "phase"], "Terminating".into());
+        !namespace.list_at(&["spec", "finalizers"]).is_empty()
+    },
     name: NameRule::Label,
     ..Rules::NEW
 };

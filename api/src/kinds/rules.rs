@@ -85,6 +85,7 @@ pub struct Rules {
     pub fields: &'static [&'static str],
     pub field: fn(&Object, &str) -> Option<String>,
     pub grace_seconds: fn(&Object, Option<i64>) -> Option<i64>,
+    pub hold: fn(&mut Object) -> bool,
     pub name: NameRule,
     pub unconditional_update: bool,
     pub create_on_update: bool,
@@ -111,6 +112,7 @@ impl Rules {
         fields: &[],
         field: |_, _| None,
         grace_seconds: |_, _| None,
+        hold: |_| false,
         name: NameRule::Subdomain,
         unconditional_update: true,
         create_on_update: false,
@@ -186,6 +188,10 @@ impl Strategy for Rules {
 
     fn grace_seconds(&self, object: &Object, requested: Option<i64>) -> Option<i64> {
         (self.grace_seconds)(object, requested)
+    }
+
+    fn hold(&self, object: &mut Object) -> bool {
+        (self.hold)(object)
     }
 
     fn name_rule(&self) -> NameRule {

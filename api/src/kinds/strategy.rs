@@ -84,6 +84,12 @@ pub trait Strategy: Send + Sync {
         None
     }
 
+    /// The object is going away. Marks it as it likes (a namespace becomes Terminating); `true`: something of its own,
+    /// beside `metadata.finalizers`, still holds it.
+    fn hold(&self, _object: &mut Object) -> bool {
+        false
+    }
+
     fn name_rule(&self) -> NameRule {
         NameRule::Subdomain
     }

@@ -1,0 +1,483 @@
+//! From a request to an answer: one file per verb, and the steps every request takes. No kind is named here.
+//!
+//! ```text
+//! parse ─► authenticate ─► authorise ─► room? ─► find the kind ─► verb ─► answer
+//!   └───────────── whatever fails on the way becomes a Status ────────────┘
+//! ```
+//! Never touches the store itself: reads go to the cache, writes through `registry`.
+
+mod create;
+mod delete;
+mod get;
+mod list;
+pub mod negotiate;
+mod other;
+mod patch;
+pub mod reply;
+mod subresource;
+mod update;
+mod watch;
+
+use std::ops::RangeInclusive;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::request::Parts;
+use http::{HeaderMap, Method, Request};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::{self, User};
+use crate::cache::Cache;
+use crate::codec::{self, Decoded};
+use crate::kinds::strategy::Door;
+use crate::kinds::{Kind, Kinds};
+use crate::metrics::Metrics;
+use crate::nodes::Nodes;
+use crate::registry::{Outcome, Registry};
+use crate::request::query::{FieldValidation, ListOptions, WriteOptions};
+use crate::request::{Query, RequestInfo, ResourcePath};
+use crate::schema::{GroupVersionKind, Schema, TypeId};
+use crate::selector::Selector;
+use crate::status::Error;
+use crate::store::Store;
+use crate::table;
+use negotiate::{Accept, Format, Shape};
+use reply::Reply;
+
+/// Everything a request may need. One per server.
+pub struct Api {
+    pub store: Arc<dyn Store>,
+    pub cache: Arc<Cache>,
+    pub schema: &'static Schema,
+    pub kinds: &'static Kinds,
+    pub settings: Settings,
+    pub nodes: Nodes,
+    pub metrics: Metrics,
+    /// Cancelled when the server begins to drain: watches end, readiness fails.
+    pub stopping: CancellationToken,
+    pub room: Room,
+}
+
+/// What is the same for the whole life of a server.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub service_cidr: ipnet::Ipv4Net,
+    pub node_ports: RangeInclusive<u16>,
+    /// `host:port` where clients reach this server.
+    pub advertised: std::net::SocketAddr,
+}
+
+/// How many requests may be worked on at once; long-running ones do not count.
+pub struct Room {
+    reads: Semaphore,
+    writes: Semaphore,
+}
+
+/// One request for a resource, on its way through a verb.
+pub(crate) struct Call<'a> {
+    pub(crate) api: &'a Arc<Api>,
+    pub(crate) kind: &'static Kind,
+    pub(crate) path: &'a ResourcePath,
+    pub(crate) query: &'a Query,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) user: &'a User,
+    pub(crate) accept: Accept,
+    pub(crate) now: Timestamp,
+}
+
+const MAX_BODY: usize = 3 * 1024 * 1024;
+const DEADLINE: Duration = Duration::from_secs(60);
+const READS: usize = 400;
+const WRITES: usize = 200;
+/// How long a request waits for room before it is told to come back.
+const WAIT_FOR_ROOM: Duration = Duration::from_secs(5);
+/// How long a read waits for a revision that has not been reached.
+pub(crate) const WAIT_FOR_REVISION: Duration = Duration::from_secs(3);
+
+// === impl Room ===
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            reads: Semaphore::new(READS),
+            writes: Semaphore::new(WRITES),
+        }
+    }
+}
+
+/// Answers one request. Never fails and never panics: what goes wrong is in the answer.
+pub async fn serve(api: Arc<Api>, request: Request<Body>) -> Response {
+    let started = Instant::now();
+    let (parts, body) = request.into_parts();
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+    let _counted = api.metrics.begin(info.is_long_running());
+    let work = answer(&api, &parts, &query, &info, body);
+    // A bug in one request must not take the caller's task with it.
+    let result = match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(result) => result,
+        Err(_) => {
+            tracing::error!(path = %info.path, verb = info.verb, "Panicked while answering");
+            Err(Error::internal("this request could not be answered"))
+        }
+    };
+    let reply = result.unwrap_or_else(|error| {
+        let format = Accept::parse(&parts.headers, &query).map_or(Format::Json, |a| a.format);
+        Reply::error(&error, format)
+    });
+    api.metrics
+        .end(&info, reply.status.as_u16(), started.elapsed());
+    reply.finish(&parts.headers).await
+}
+
+async fn answer(
+    api: &Arc<Api>,
+    parts: &Parts,
+    query: &Query,
+    info: &RequestInfo,
+    body: Body,
+) -> Result<Reply, Error> {
+    let user = auth::authenticate(parts.extensions.get::<User>(), &parts.headers)?;
+    auth::authorise(&user, info)?;
+    let work = route(api, parts, query, info, &user, body);
+    if info.is_long_running() {
+        return work.await;
+    }
+    let deadline = deadline(query);
+    let work = async {
+        let _room = make_room(&api.room, &parts.method).await?;
+        work.await
+    };
+    match tokio::time::timeout(deadline, work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::timeout(
+            "Timeout: request did not complete within the allotted timeout",
+            0,
+        )),
+    }
+}
+
+/// `?timeout=10s`, never more than a minute.
+fn deadline(query: &Query) -> Duration {
+    let wanted = query.first("timeout").and_then(|text| {
+        let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+        let number: u64 = number.parse().ok()?;
+        match unit {
+            "ms" => Some(Duration::from_millis(number)),
+            "s" => Some(Duration::from_secs(number)),
+            "m" | "m0s" => number.checked_mul(60).map(Duration::from_secs),
+            _ => None,
+        }
+    });
+    wanted
+        .filter(|wanted| !wanted.is_zero())
+        .map_or(DEADLINE, |wanted| wanted.min(DEADLINE))
+}
+
+async fn make_room<'a>(
+    room: &'a Room,
+    method: &Method,
+) -> Result<tokio::sync::SemaphorePermit<'a>, Error> {
+    let semaphore = match *method {
+        Method::GET | Method::HEAD => &room.reads,
+        _ => &room.writes,
+    };
+    match tokio::time::timeout(WAIT_FOR_ROOM, semaphore.acquire()).await {
+        Ok(Ok(permit)) => Ok(permit),
+        _ => Err(Error::too_many_requests(
+            "Too many requests, please try again later.",
+            1,
+        )),
+    }
+}
+
+async fn route(
+    api: &Arc<Api>,
+    parts: &Parts,
+    query: &Query,
+    info: &RequestInfo,
+    user: &User,
+    body: Body,
+) -> Result<Reply, Error> {
+    let Some(path) = info.resource() else {
+        return other::serve(api, parts, query, info).await;
+    };
+    if info.verb.is_empty() || parts.method == Method::HEAD {
+        return Err(Error::method_not_allowed());
+    }
+    let Some(kind) = api.kinds.find(&path.group, &path.version, &path.resource) else {
+        let known = api.kinds.versions(&path.group).contains(&&*path.version);
+        return if known {
+            Err(Error::no_such_resource())
+        } else {
+            Ok(Reply::no_page())
+        };
+    };
+    check_scope(kind, path, info.verb)?;
+    let call = Call {
+        api,
+        kind,
+        path,
+        query,
+        headers: &parts.headers,
+        user,
+        accept: Accept::parse(&parts.headers, query)?,
+        now: now(),
+    };
+    if !path.subresource.is_empty() {
+        return subresource::serve(&call, info.verb, &parts.method, body).await;
+    }
+    if !kind.has_verb(info.verb) {
+        return Err(Error::method_not_allowed());
+    }
+    match info.verb {
+        "get" => get::get(&call).await,
+        "list" => list::list(&call).await,
+        "watch" => watch::watch(&call).await,
+        "create" => create::create(&call, read_body(body, &parts.headers).await?).await,
+        "update" => {
+            update::update(&call, Door::Main, &read_body(body, &parts.headers).await?).await
+        }
+        "patch" => patch::patch(&call, Door::Main, &read_body(body, &parts.headers).await?).await,
+        "delete" => delete::delete(&call, &read_body(body, &parts.headers).await?).await,
+        "deletecollection" => {
+            delete::delete_collection(&call, &read_body(body, &parts.headers).await?).await
+        }
+        _ => Err(Error::method_not_allowed()),
+    }
+}
+
+/// Paths with a namespace are for namespaced kinds; across namespaces one may only read.
+fn check_scope(kind: &Kind, path: &ResourcePath, verb: &str) -> Result<(), Error> {
+    if !kind.is_namespaced() {
+        let of_itself = path.resource == "namespaces" && path.namespace == path.name;
+        return if path.namespace.is_empty() || of_itself {
+            Ok(())
+        } else {
+            Err(Error::no_such_resource())
+        };
+    }
+    match (path.namespace.is_empty(), path.name.is_empty(), verb) {
+        (false, _, _) | (true, true, "list" | "watch") => Ok(()),
+        (true, false, "watch") => Ok(()),
+        (true, true, _) => Err(Error::method_not_allowed()),
+        (true, false, _) => Err(Error::no_such_resource()),
+    }
+}
+
+/// The whole body, at most 3 MiB.
+pub(crate) async fn read_body(body: Body, headers: &HeaderMap) -> Result<Bytes, Error> {
+    let announced = headers
+        .get(http::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > MAX_BODY) {
+        return Err(Error::too_large(MAX_BODY));
+    }
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Error::too_large(MAX_BODY)),
+        Err(error) => Err(Error::bad_request(format!(
+            "the body could not be read: {error}"
+        ))),
+    }
+}
+
+/// The clock of the whole server: a request reads it once.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the rim: everything behind it takes `now`"
+)]
+pub(crate) fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+// === impl Api ===
+
+impl Api {
+    /// Waits until `revision` can be read.
+    pub(crate) async fn reach(&self, revision: u64) -> Result<(), Error> {
+        let deadline = Instant::now() + WAIT_FOR_REVISION;
+        self.cache
+            .wait_for(revision, deadline)
+            .await
+            .map_err(|current| Error::resource_version_too_large(revision, current))
+    }
+}
+
+// === impl Call ===
+
+impl<'a> Call<'a> {
+    /// The namespace objects of this request are stored under.
+    pub(crate) fn namespace(&self) -> &'a str {
+        if self.kind.is_namespaced() {
+            &self.path.namespace
+        } else {
+            ""
+        }
+    }
+
+    pub(crate) fn registry(&self, door: Door<'a>, manager: &'a str, dry_run: bool) -> Registry<'a> {
+        Registry {
+            api: self.api,
+            kind: self.kind,
+            door,
+            namespace: self.namespace(),
+            user: self.user,
+            manager,
+            dry_run,
+            trusted: false,
+            now: self.now,
+            warnings: Vec::new(),
+        }
+    }
+
+    pub(crate) fn gvk(&self) -> GroupVersionKind {
+        self.kind.gvk()
+    }
+
+    pub(crate) fn type_of(&self, definition: &str) -> Result<TypeId, Error> {
+        let ty = self.api.schema.named(definition);
+        ty.ok_or_else(|| Error::internal(format!("the type {definition} is not known")))
+    }
+
+    /// Decodes a body as this call's kind, or as `gvk` of `definition`; strict findings go where the client wants them.
+    pub(crate) fn decode(
+        &self,
+        body: &[u8],
+        definition: &str,
+        gvk: &GroupVersionKind,
+        validation: FieldValidation,
+        warnings: &mut Vec<String>,
+    ) -> Result<crate::object::Object, Error> {
+        let ty = self.type_of(definition)?;
+        let media_type = negotiate::content_type(self.headers);
+        let Decoded { object, strict } = codec::decode(media_type, body, self.api.schema, ty, gvk)?;
+        strictness(gvk, strict, validation, warnings)?;
+        Ok(object)
+    }
+
+    pub(crate) fn selector(&self, options: &ListOptions) -> Result<Selector, Error> {
+        let stored = self.api.kinds.stored(&self.kind.storage);
+        let names = stored.unwrap_or(self.kind).strategy.field_names();
+        Selector::parse(&options.label_selector, &options.field_selector, |label| {
+            let label = self
+                .kind
+                .convert
+                .map_or(label, |convert| convert.field(label));
+            let namespaced = self.kind.is_namespaced();
+            let known = label == "metadata.name"
+                || (label == "metadata.namespace" && (namespaced || names.is_empty()))
+                || names.contains(&label);
+            known.then(|| label.to_owned())
+        })
+    }
+
+    /// An object in the shape and format the client asked for; `bytes` are finished.
+    pub(crate) fn object(
+        &self,
+        status: http::StatusCode,
+        bytes: Bytes,
+        definition: &str,
+    ) -> Result<Reply, Error> {
+        let bytes = match self.accept.shape {
+            Shape::Object => bytes,
+            Shape::Metadata => {
+                let mut out = Vec::with_capacity(512);
+                table::partial(&bytes, &mut out);
+                out.into()
+            }
+            Shape::Table => {
+                let include = negotiate::include(self.query)?;
+                let revision = revision_of(&bytes);
+                let meta = table::ListMeta {
+                    revision,
+                    ..table::ListMeta::default()
+                };
+                let objects = [bytes.as_ref()].into_iter();
+                table::render(self.kind, objects, &meta, include, true, self.now).into()
+            }
+        };
+        self.format(status, bytes, definition)
+    }
+
+    /// Finished JSON in the format the client asked for.
+    pub(crate) fn format(
+        &self,
+        status: http::StatusCode,
+        bytes: Bytes,
+        definition: &str,
+    ) -> Result<Reply, Error> {
+        let tree = || -> Result<Value, Error> {
+            serde_json::from_slice(&bytes).map_err(|error| Error::internal(error.to_string()))
+        };
+        let bytes = match self.accept.format {
+            Format::Json if self.accept.pretty => serde_json::to_vec_pretty(&tree()?)
+                .map_err(|error| Error::internal(error.to_string()))?
+                .into(),
+            Format::Json => bytes,
+            Format::Yaml => codec::to_yaml(&tree()?)?.into(),
+            Format::Protobuf if self.accept.shape == Shape::Object => {
+                let encoded = codec::protobuf::encode(definition, &tree()?);
+                encoded
+                    .map_err(|_| Error::not_acceptable(&[codec::JSON, codec::YAML]))?
+                    .into()
+            }
+            Format::Protobuf => return Err(Error::not_acceptable(&[codec::JSON, codec::YAML])),
+        };
+        Ok(Reply::new(status, self.accept.format.content_type(), bytes))
+    }
+
+    /// The answer to a create, update or patch.
+    pub(crate) fn written(&self, outcome: Outcome, warnings: &[String]) -> Result<Reply, Error> {
+        let status = if outcome.created {
+            http::StatusCode::CREATED
+        } else {
+            http::StatusCode::OK
+        };
+        let mut reply = self.object(status, outcome.bytes, &self.kind.definition)?;
+        reply.warn(warnings);
+        Ok(reply)
+    }
+
+    /// The manager's name for this write.
+    pub(crate) fn manager(&'a self, options: &'a WriteOptions) -> &'a str {
+        negotiate::manager(&options.field_manager, self.headers)
+    }
+}
+
+/// What `fieldValidation` does with unknown and duplicate fields.
+pub(crate) fn strictness(
+    gvk: &GroupVersionKind,
+    strict: Vec<String>,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<(), Error> {
+    match validation {
+        FieldValidation::Ignore => Ok(()),
+        FieldValidation::Warn => {
+            warnings.extend(strict);
+            Ok(())
+        }
+        FieldValidation::Strict => codec::strict_error(gvk, &strict).map_or(Ok(()), Err),
+    }
+}
+
+/// The resourceVersion within finished bytes.
+fn revision_of(bytes: &[u8]) -> String {
+    let metadata = crate::registry::encode::metadata_of(bytes).unwrap_or(b"{}");
+    let metadata: Value = serde_json::from_slice(metadata).unwrap_or_default();
+    metadata["resourceVersion"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}

@@ -1,0 +1,141 @@
+//! What is not a resource: health, version, metrics, discovery, OpenAPI, the list of paths.
+
+mod health;
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use types::well_known::{GIT_VERSION, KUBERNETES_MAJOR, KUBERNETES_MINOR};
+
+use super::reply::Reply;
+use super::{Api, Call};
+use crate::discovery;
+use crate::request::{Query, RequestInfo};
+use crate::status::Error;
+
+pub(super) async fn serve(
+    api: &Arc<Api>,
+    parts: &Parts,
+    query: &Query,
+    info: &RequestInfo,
+) -> Result<Reply, Error> {
+    let path = info.path.trim_end_matches('/');
+    let first = path.trim_start_matches('/').split('/').next();
+    let known = matches!(
+        first.unwrap_or_default(),
+        "" | "healthz" | "livez" | "readyz" | "version" | "metrics" | "api" | "apis" | "openapi"
+    );
+    if !known {
+        return Ok(Reply::no_page());
+    }
+    if parts.method != Method::GET {
+        return Err(Error::method_not_allowed());
+    }
+    match first.unwrap_or_default() {
+        "" => Ok(Reply::value(
+            StatusCode::OK,
+            &json!({ "paths": paths(api) }),
+        )),
+        "healthz" | "livez" | "readyz" => Ok(health::serve(api, path, query)),
+        "version" if path == "/version" => Ok(Reply::value(StatusCode::OK, &version())),
+        "metrics" if path == "/metrics" => {
+            let page = api.metrics.render(&api.cache);
+            let mut reply = Reply::text(StatusCode::OK, page);
+            let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            reply.headers.insert(http::header::CONTENT_TYPE, kind);
+            Ok(reply)
+        }
+        _ => derived(api, parts, path),
+    }
+}
+
+/// Discovery and OpenAPI, derived from kinds and schema.
+fn derived(api: &Api, parts: &Parts, path: &str) -> Result<Reply, Error> {
+    let server = api.settings.advertised.to_string();
+    match discovery::respond(api.kinds, path, &parts.headers, &server) {
+        None => Ok(Reply::no_page()),
+        Some(response) => Ok(Reply::from_bytes(response?)),
+    }
+}
+
+fn version() -> Value {
+    let (major, minor) = (KUBERNETES_MAJOR, KUBERNETES_MINOR);
+    json!({
+        "major": major,
+        "minor": minor,
+        "emulationMajor": major,
+        "emulationMinor": minor,
+        "minCompatibilityMajor": major,
+        "minCompatibilityMinor": "35",
+        "gitVersion": GIT_VERSION,
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none",
+        "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        }),
+    })
+}
+
+fn paths(api: &Api) -> Vec<String> {
+    let mut paths = discovery::paths(api.kinds);
+    for path in [
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ] {
+        paths.push(path.to_owned());
+    }
+    paths.sort();
+    paths
+}
+
+/// Kinds that are computed, not stored: ComponentStatus. Only what this server knows is said: the store's health.
+pub(super) fn computed(call: &Call<'_>) -> Result<Reply, Error> {
+    let health = match call.api.store.health() {
+        Ok(()) => json!({ "type": "Healthy", "status": "True", "message": "ok" }),
+        Err(error) => {
+            json!({ "type": "Healthy", "status": "False", "message": error.to_string() })
+        }
+    };
+    let item = json!({
+        "kind": call.kind.kind,
+        "apiVersion": call.kind.api_version(),
+        "metadata": { "name": "store" },
+        "conditions": [health],
+    });
+    let (value, definition) = match &*call.path.name {
+        "" => {
+            let mut item = item;
+            if let Some(item) = item.as_object_mut() {
+                item.remove("kind");
+                item.remove("apiVersion");
+            }
+            let list = json!({
+                "kind": call.kind.list_kind(),
+                "apiVersion": call.kind.api_version(),
+                "metadata": {},
+                "items": [item],
+            });
+            (list, format!("{}List", call.kind.definition))
+        }
+        "store" => (item, call.kind.definition.to_string()),
+        name => {
+            let (group, plural) = (&call.kind.group, &call.kind.plural);
+            return Err(Error::not_found(group, plural, name));
+        }
+    };
+    let mut reply = call.format(StatusCode::OK, value.to_string().into(), &definition)?;
+    reply.warn(&["v1 ComponentStatus is deprecated in v1.19+".to_owned()]);
+    Ok(reply)
+}

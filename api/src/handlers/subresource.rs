@@ -1,0 +1,75 @@
+//! What hangs below an object. A subresource whose body is the object itself (`status`, `finalize`, `approval` …) is
+//! the object seen through another door; the others have a file each, or an honest "not yet".
+
+mod binding;
+mod eviction;
+mod log;
+mod scale;
+
+use axum::body::Body;
+use http::Method;
+
+use super::reply::Reply;
+use super::{Call, get, patch, read_body, update};
+use crate::kinds::strategy::Door;
+use crate::object::Object;
+use crate::request::query::WriteOptions;
+use crate::status::Error;
+
+pub(super) async fn serve(
+    call: &Call<'_>,
+    verb: &'static str,
+    method: &Method,
+    body: Body,
+) -> Result<Reply, Error> {
+    let name = &*call.path.subresource;
+    let Some(subresource) = call.kind.subresource(name) else {
+        return Err(Error::no_such_resource());
+    };
+    if !subresource.verbs.contains(&verb) {
+        return Err(Error::method_not_allowed());
+    }
+    // GET of a stream has no body, and an upgrade's must not be touched.
+    let body = if *method == Method::GET {
+        bytes::Bytes::new()
+    } else {
+        read_body(body, call.headers).await?
+    };
+    let object_itself = subresource.kind == call.kind.kind && subresource.group.is_empty();
+    match name {
+        "log" => log::log(call).await,
+        "scale" => scale::scale(call, verb, &body).await,
+        "binding" => binding::bind(call, &body).await,
+        "eviction" => eviction::evict(call, &body).await,
+        _ if object_itself => {
+            let door = Door::Subresource(subresource.name);
+            match verb {
+                "get" => get::get(call).await,
+                "update" => update::update(call, door, &body).await,
+                "patch" => patch::patch(call, door, &body).await,
+                _ => Err(Error::method_not_allowed()),
+            }
+        }
+        _ => not_yet(call),
+    }
+}
+
+/// A stored-nowhere kind that is posted for its effect: `bindings`.
+pub(super) async fn bind_by_body(
+    call: &Call<'_>,
+    object: Object,
+    options: &WriteOptions,
+) -> Result<Reply, Error> {
+    binding::bind_object(call, object.name().to_owned(), &object, options).await
+}
+
+/// `exec`, `attach`, `portforward`, `proxy`, `token`: known, not there yet. A missing object is said first.
+fn not_yet(call: &Call<'_>) -> Result<Reply, Error> {
+    let registry = call.registry(Door::Main, "", false);
+    registry.find(&call.path.name)?;
+    Err(Error::not_yet(&format!(
+        "{}/{}",
+        call.kind.resource(),
+        call.path.subresource
+    )))
+}

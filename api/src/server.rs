@@ -1,0 +1,390 @@
+//! The running API server: opens the store, makes the certificates, listens, drains. Knows nothing of what is asked.
+//!
+//! ```text
+//! start ─► pki ─► store ─► listener ─► furniture ─► accept ─┬─► connection: TLS, client certificate ─► handlers::serve
+//!                                                          └─► in process: Handle::router()        ─► handlers::serve
+//! shutdown ─► watches end, no new connections ─► requests finish (or are cut off at the deadline) ─► store closes
+//! ```
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use ipnet::Ipv4Net;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::User;
+use crate::handlers::{self, Api, Room, Settings};
+use crate::metrics::Metrics;
+use crate::nodes::Nodes;
+use crate::pki::{self, Pki, kubeconfig};
+use crate::store::{self, Store, memory::Memory, sqlite::Sqlite};
+use crate::{furniture, kinds, registry, schema};
+
+/// What a server needs to know. [`Config::at`] and [`Config::in_memory`] fill in the defaults.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    /// `None`: nothing touches a disk and nothing survives.
+    pub data_dir: Option<PathBuf>,
+    /// Where the admin kubeconfig is written; empty: nowhere.
+    pub kubeconfig: PathBuf,
+    pub service_cidr: Ipv4Net,
+    pub node_ports: RangeInclusive<u16>,
+    /// Names or addresses for the serving certificate, beside the listen address and the usual ones.
+    pub names: Vec<String>,
+    /// How long requests may take to finish once the server is told to stop.
+    pub drain: Duration,
+}
+
+/// A server that runs. Dropping it stops it without draining.
+pub struct Handle {
+    api: Arc<Api>,
+    pki: Pki,
+    local: SocketAddr,
+    kubeconfig: PathBuf,
+    tasks: TaskTracker,
+    /// Cancelled when whoever has not finished by the deadline is cut off.
+    cut_off: CancellationToken,
+    drain: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot use the data directory {}", path.display())]
+    DataDirectory {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot prepare the cluster's certificates")]
+    Pki(#[from] pki::Error),
+    #[error("cannot open the store")]
+    Store(#[from] store::Error),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error("the service range {0} has no room for its first address")]
+    ServiceCidr(Ipv4Net),
+    #[error("cannot make what every cluster begins with")]
+    Furniture(#[from] crate::status::Error),
+}
+
+/// Connections at once; more wait in the kernel's queue.
+const MOST_CONNECTIONS: usize = 4_096;
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// For a request's headers, and how long an idle HTTP/1 connection is kept.
+const HEADERS: Duration = Duration::from_secs(60);
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const MOST_STREAMS: u32 = 250;
+
+// === impl Config ===
+
+impl Config {
+    pub fn at(data_dir: PathBuf) -> Self {
+        Self {
+            kubeconfig: data_dir.join("kubeconfig"),
+            data_dir: Some(data_dir),
+            ..Self::in_memory()
+        }
+    }
+
+    /// For tests: a free port, the memory store, certificates that are written nowhere.
+    pub fn in_memory() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            data_dir: None,
+            kubeconfig: PathBuf::new(),
+            service_cidr: Ipv4Net::new_assert([10, 96, 0, 0].into(), 16),
+            node_ports: 30_000..=32_767,
+            names: Vec::new(),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Starts a server; when this returns, it answers.
+pub async fn start(config: Config) -> Result<Handle, Error> {
+    if let Some(directory) = &config.data_dir {
+        make_data_directory(directory)?;
+    }
+    let service = config.service_cidr.hosts().next();
+    let service = service.ok_or(Error::ServiceCidr(config.service_cidr))?;
+    let pki = Pki::open(config.data_dir.as_deref(), handlers::now())?;
+    let kinds = kinds::table();
+    let store: Arc<dyn Store> = match &config.data_dir {
+        Some(directory) => {
+            let path = directory.join("state.db");
+            Arc::new(Sqlite::open(&path, registry::indexer(kinds)).await?)
+        }
+        None => Arc::new(Memory::new()),
+    };
+    let failed = |source| Error::Listen {
+        address: config.listen,
+        source,
+    };
+    let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+    let local = listener.local_addr().map_err(failed)?;
+    let (names, addresses) = names(&config, local);
+    let identity = pki.api_server(service.into(), &addresses, &names)?;
+    let tls = pki.server_config(&identity)?;
+    let api = Arc::new(Api {
+        cache: Arc::clone(store.cache()),
+        store,
+        schema: schema::builtin(),
+        kinds,
+        settings: Settings {
+            service_cidr: config.service_cidr,
+            node_ports: config.node_ports.clone(),
+            advertised: advertised(local),
+        },
+        nodes: Nodes::new(pki.client_config(&pki.kubelet_client()?)?),
+        metrics: Metrics::default(),
+        stopping: CancellationToken::new(),
+        room: Room::default(),
+    });
+    furniture::place(&api, &pki, service).await?;
+    let handle = Handle {
+        api,
+        pki,
+        local,
+        kubeconfig: config.kubeconfig,
+        tasks: TaskTracker::new(),
+        cut_off: CancellationToken::new(),
+        drain: config.drain,
+    };
+    if !handle.kubeconfig.as_os_str().is_empty() {
+        kubeconfig::write(&handle.pki, &handle.url(), &handle.kubeconfig)?;
+    }
+    handle.spawn(listener, tls);
+    Ok(handle)
+}
+
+fn make_data_directory(path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| Error::DataDirectory {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Names and addresses for the certificate.
+fn names(config: &Config, local: SocketAddr) -> (Vec<String>, Vec<IpAddr>) {
+    let mut addresses = vec![local.ip()];
+    let mut names = Vec::new();
+    for name in &config.names {
+        match name.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) => names.push(name.clone()),
+        }
+    }
+    (names, addresses)
+}
+
+/// Listening everywhere, loopback is where we can be reached for sure.
+fn advertised(local: SocketAddr) -> SocketAddr {
+    match local.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => ([127, 0, 0, 1], local.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            (std::net::Ipv6Addr::LOCALHOST, local.port()).into()
+        }
+        _ => local,
+    }
+}
+
+// === impl Handle ===
+
+impl Handle {
+    /// The real address, also where port 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// `https://127.0.0.1:6443`.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.api.settings.advertised)
+    }
+
+    /// The same server without sockets. The caller says who it is by putting a [`User`] into each request's extensions;
+    /// without one it is anonymous.
+    pub fn router(&self) -> Router {
+        Router::new()
+            .fallback(in_process)
+            .with_state(Arc::clone(&self.api))
+    }
+
+    /// [`Handle::router`] for one caller.
+    pub fn router_as(&self, user: User) -> Router {
+        self.router().layer(axum::middleware::from_fn_with_state(
+            user,
+            |State(user): State<User>, mut request: Request, next: axum::middleware::Next| async move {
+                request.extensions_mut().insert(user);
+                next.run(request).await
+            },
+        ))
+    }
+
+    pub fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// The admin kubeconfig that was written; empty when none was.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.api.store
+    }
+
+    /// Drains and stops. What has not finished after the configured time is cut off.
+    pub async fn shutdown(self) {
+        self.api.stopping.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(self.drain, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("Cut off requests that did not finish in time");
+            self.cut_off.cancel();
+            self.tasks.wait().await;
+        }
+        self.api.store.close().await;
+    }
+
+    fn spawn(&self, listener: TcpListener, tls: rustls::ServerConfig) {
+        let accept = Acceptor {
+            api: Arc::clone(&self.api),
+            tls: TlsAcceptor::from(Arc::new(tls)),
+            tasks: self.tasks.clone(),
+            cut_off: self.cut_off.clone(),
+            room: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
+        };
+        self.tasks.spawn(accept.run(listener));
+        let ca = self.pki.ca_pem().to_owned();
+        self.tasks
+            .spawn(furniture::keep_root_certificates(Arc::clone(&self.api), ca));
+        self.tasks
+            .spawn(furniture::reap_events(Arc::clone(&self.api)));
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.api.stopping.cancel();
+        self.cut_off.cancel();
+    }
+}
+
+async fn in_process(State(api): State<Arc<Api>>, request: Request) -> Response {
+    handlers::serve(api, request).await
+}
+
+/// Takes connections until told to stop.
+#[derive(Clone)]
+struct Acceptor {
+    api: Arc<Api>,
+    tls: TlsAcceptor,
+    tasks: TaskTracker,
+    cut_off: CancellationToken,
+    room: Arc<Semaphore>,
+}
+
+// === impl Acceptor ===
+
+impl Acceptor {
+    async fn run(self, listener: TcpListener) {
+        loop {
+            let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else {
+                return;
+            };
+            let accepted = tokio::select! {
+                biased;
+                () = self.api.stopping.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let acceptor = self.clone();
+                    self.tasks.spawn(async move {
+                        if let Err(error) = acceptor.serve(stream).await {
+                            tracing::debug!(%peer, error = %error, "Connection failed");
+                        }
+                        drop(permit);
+                    });
+                }
+                // Out of file descriptors, most likely: waiting is all there is.
+                Err(error) => {
+                    tracing::warn!(%error, "Could not accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(
+        &self,
+        stream: TcpStream,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        stream.set_nodelay(true)?;
+        let stream = tokio::time::timeout(HANDSHAKE, self.tls.accept(stream)).await??;
+        let (_, session) = stream.get_ref();
+        let user = session
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .and_then(|certificate| User::from_certificate(certificate));
+        let api = Arc::clone(&self.api);
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            // Extensions come from us alone; a client cannot send any.
+            if let Some(user) = &user {
+                request.extensions_mut().insert(user.clone());
+            }
+            let api = Arc::clone(&api);
+            async move {
+                let response = handlers::serve(api, request.map(Body::new)).await;
+                Ok::<_, std::convert::Infallible>(response)
+            }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MOST_STREAMS)
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE);
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => return result,
+            () = self.api.stopping.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        tokio::select! {
+            result = connection => result,
+            () = self.cut_off.cancelled() => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The API as clients see it: a real kube client over the in-process router, on the memory store.
+
+#[path = "http/support.rs"]
+mod support;
+
+#[path = "http/objects.rs"]
+mod objects;
+#[path = "http/watches.rs"]
+mod watches;
+#[path = "http/words.rs"]
+mod words;

@@ -158,7 +158,9 @@ impl Registry<'_> {
         self.close_other_doors(&mut new, &old);
         self.shape(&mut new, Some(&old), owned, verb)?;
         self.kind.strategy.prepare(&mut new, Some(&old), self.door);
-        if self.kind.strategy.has_generation() && system::spec_changed(&new, &old) {
+        // A binding assigns what the spec left open; it does not change what was wished for.
+        let specifies = self.door != Door::Subresource("binding");
+        if specifies && self.kind.strategy.has_generation() && system::spec_changed(&new, &old) {
             let next = old.generation() + 1;
             new.set(&["metadata", "generation"], json!(next));
         }

@@ -45,7 +45,13 @@ impl World {
     }
 
     /// A raw request as the admin. `body` is sent as `content_type`, where there is one.
-    pub(crate) async fn send(&self, method: Method, uri: &str, content_type: &str, body: &str) -> Answer {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        uri: &str,
+        content_type: &str,
+        body: &str,
+    ) -> Answer {
         let mut request = Request::builder().method(method).uri(uri);
         if !content_type.is_empty() {
             request = request.header("content-type", content_type);

@@ -16,10 +16,10 @@ use crate::store::Error;
 
 /// Forward only: a migration that was released is never edited.
 const MIGRATIONS: [&str; 1] = [include_str!("../migrations/sqlite/0001_objects.sql")];
-/// Most objects are of 1 to 4 KiB; two to seven of them share a page.
-const PAGE_BYTES: u32 = 8_192;
+/// What a commit flushes is whole pages: small ones make a lone commit quicker, and cost batches nothing.
+const PAGE_BYTES: u32 = 4_096;
 /// Pages in the log before they are copied into the database: 16 MiB.
-const CHECKPOINT_PAGES: &str = "2000";
+const CHECKPOINT_PAGES: &str = "4000";
 const SQLITE_FULL: i32 = 13;
 /// There are Secrets in it. SQLite gives its other files the mode of the first.
 const MODE: u32 = 0o600;

@@ -1,5 +1,5 @@
 //! The SQL of one batch: whatever its size, a handful of prepared statements. A statement for many rows exists in
-//! sizes of powers of two; the rows that are left over stay NULL and are skipped by the statement itself.
+//! sizes of powers of two; the rows that are left over are NULL and skipped by the statement itself.
 
 use std::sync::Arc;
 
@@ -14,6 +14,8 @@ use crate::store::{Event, Revision, Stored};
 
 /// Rows of the largest statement; more rows take several.
 const MOST_ROWS: usize = 256;
+/// Changes up to which the statements of a transaction are joined to one.
+const FEW_ROWS: usize = 8;
 
 /// Everything one transaction writes.
 pub(super) struct Transaction {
@@ -113,36 +115,52 @@ impl Statements {
         connection: &mut SqliteConnection,
         transaction: &Transaction,
     ) -> Result<(), sqlx::Error> {
-        execute(connection, "BEGIN IMMEDIATE".into(), Vec::new()).await?;
+        let small = transaction.events.len() <= FEW_ROWS;
+        let parts = self.parts(transaction);
+        if small {
+            // Each statement is a trip to SQLite's thread and back: a small transaction makes one.
+            let (sql, values): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+            let values = values.into_iter().flatten().collect();
+            return execute(connection, sql.join("; ").into(), values).await;
+        }
+        for (sql, values) in parts {
+            execute(connection, sql, values).await?;
+        }
+        Ok(())
+    }
+
+    fn parts(&self, transaction: &Transaction) -> Vec<(Arc<str>, Vec<Value>)> {
+        let mut parts: Vec<(Arc<str>, Vec<Value>)> = vec![("BEGIN IMMEDIATE".into(), Vec::new())];
         for rows in transaction.puts.chunks(MOST_ROWS) {
             let values = rows.iter().flat_map(|object| put(object)).collect();
-            execute(connection, sized(&self.puts, rows.len()), values).await?;
+            parts.push(sized(&self.puts, rows.len(), values));
         }
         for rows in transaction.deletes.chunks(MOST_ROWS) {
             let values = rows.iter().map(|id| number(*id)).collect();
-            execute(connection, sized(&self.deletes, rows.len()), values).await?;
+            parts.push(sized(&self.deletes, rows.len(), values));
         }
         for rows in transaction.events.chunks(MOST_ROWS) {
             let values = rows.iter().flat_map(|event| entry(event)).collect();
-            execute(connection, sized(&self.history, rows.len()), values).await?;
+            parts.push(sized(&self.history, rows.len(), values));
         }
         if let Some(mark) = transaction.mark {
             let sql = "INSERT OR REPLACE INTO marks (revision, at) VALUES (?, ?)";
-            let values = vec![number(mark.revision), number(mark.at)];
-            execute(connection, sql.into(), values).await?;
+            parts.push((sql.into(), vec![number(mark.revision), number(mark.at)]));
         }
         if let Some(horizon) = transaction.horizon {
-            let sql = "UPDATE meta SET horizon = ?1; DELETE FROM history WHERE revision <= ?1";
-            execute(connection, sql.into(), vec![number(horizon)]).await?;
+            let sql = "UPDATE meta SET horizon = ?; DELETE FROM history WHERE revision <= ?";
+            parts.push((sql.into(), vec![number(horizon), number(horizon)]));
         }
-        let Some((revision, at)) = transaction.counters else {
-            return execute(connection, "COMMIT".into(), Vec::new()).await;
-        };
-        let sql = "UPDATE meta SET revision = ?, written_at = ?; COMMIT";
-        execute(connection, sql.into(), vec![number(revision), number(at)]).await
+        if let Some((revision, at)) = transaction.counters {
+            let sql = "UPDATE meta SET revision = ?, written_at = ?";
+            parts.push((sql.into(), vec![number(revision), number(at)]));
+        }
+        parts.push(("COMMIT".into(), Vec::new()));
+        parts
     }
 }
 
+#[derive(Clone)]
 enum Value {
     Null,
     Number(i64),
@@ -184,9 +202,11 @@ fn number(number: u64) -> Value {
     Value::Number(signed(number))
 }
 
-/// The smallest statement for `rows` rows.
-fn sized(statements: &[Arc<str>], rows: usize) -> Arc<str> {
-    Arc::clone(&statements[rows.next_power_of_two().ilog2() as usize])
+/// The smallest statement for `rows` rows, and its values, filled up with NULLs.
+fn sized(statements: &[Arc<str>], rows: usize, mut values: Vec<Value>) -> (Arc<str>, Vec<Value>) {
+    let room = rows.next_power_of_two();
+    values.resize(values.len() / rows * room, Value::Null);
+    (Arc::clone(&statements[room.ilog2() as usize]), values)
 }
 
 async fn execute(

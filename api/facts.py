@@ -253,6 +253,8 @@ def zero_flag(row, text):
         return None
     if shape or text == "y":
         return "z" if omitempty else None
+    if text == "o":
+        return "z"
     if text[0] in "sifb":
         return "z" if omitempty else "w"
     if text[0] in "=q":

@@ -350,7 +350,7 @@ mod tests {
             .map(|dir| dir.join("shared/k8s/discovery-1.36.json"))
             .find(|file| file.is_file());
         let Some(file) = file else {
-            skipped("no ../shared/k8s/discovery-1.36.json beside the repository");
+            eprintln!("skipped: no ../shared/k8s/discovery-1.36.json beside the repository");
             return;
         };
         let text = std::fs::read(file).expect("readable");
@@ -359,11 +359,6 @@ mod tests {
             let answer = get(&format!("/{path}"), AGGREGATED);
             assert_eq!(body(&answer), expected[path], "{path}");
         }
-    }
-
-    #[expect(clippy::print_stderr, reason = "a skipped test says why")]
-    fn skipped(why: &str) {
-        eprintln!("skipped: {why}");
     }
 
     #[test]

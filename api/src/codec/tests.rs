@@ -1,9 +1,10 @@
 //! What decoding says about good and bad bodies.
 
-use serde_json::json;
+use proptest::prelude::*;
+use serde_json::{Map, json};
 
 use super::*;
-use crate::schema::builtin;
+use crate::schema::{Type, builtin};
 
 fn decode_as(
     api_version: &str,
@@ -268,4 +269,96 @@ fn an_unknown_format_lists_what_is_accepted() {
 fn nesting_is_bounded() {
     let body = format!("{{\"data\":{}", "[".repeat(100_000));
     assert!(decode_as("v1", "ConfigMap", JSON, &body).is_err());
+}
+
+/// Any tree that fits `ty`, a few fields at each level. No empty lists and maps: protobuf cannot say them.
+fn tree(schema: &'static Schema, ty: TypeId, depth: u32) -> BoxedStrategy<Value> {
+    match schema.get(ty) {
+        Type::Struct(body) if depth > 0 && !body.fields.is_empty() => {
+            let names: Vec<_> = body.fields.keys().cloned().collect();
+            let most = names.len().min(4);
+            proptest::sample::subsequence(names, 0..=most)
+                .prop_flat_map(move |names| {
+                    let fields: Vec<_> = names
+                        .iter()
+                        .map(|name| tree(schema, body.fields[name].ty, depth - 1))
+                        .collect();
+                    (Just(names), fields)
+                })
+                .prop_map(|(names, values)| {
+                    names
+                        .iter()
+                        .map(ToString::to_string)
+                        .zip(values)
+                        .collect::<Map<_, _>>()
+                        .into()
+                })
+                .boxed()
+        }
+        Type::Struct(_) => Just(json!({})).boxed(),
+        Type::Map { value, .. } => {
+            proptest::collection::btree_map("[a-c]", tree(schema, *value, depth), 1..3)
+                .prop_map(|map| map.into_iter().collect::<Map<_, _>>().into())
+                .boxed()
+        }
+        Type::List { item, .. } => proptest::collection::vec(tree(schema, *item, depth), 1..3)
+            .prop_map(Value::Array)
+            .boxed(),
+        Type::String | Type::IntOrString => "[a-z]{0,3}".prop_map(Value::String).boxed(),
+        Type::Integer { .. } => (-3i32..3).prop_map(Value::from).boxed(),
+        Type::Number => Just(json!(0.5)).boxed(),
+        Type::Boolean => any::<bool>().prop_map(Value::Bool).boxed(),
+        Type::Bytes => Just(json!("AAE=")).boxed(),
+        Type::Quantity => {
+            prop_oneof![Just(json!(0.25)), Just(json!("1024Mi")), Just(json!("0"))].boxed()
+        }
+        Type::Time | Type::MicroTime => Just(json!("2026-11-23T10:00:00.25+01:00")).boxed(),
+        Type::Any => Just(json!({"a": [1, null]})).boxed(),
+    }
+}
+
+fn any_of(api_version: &str, kind: &str) -> (TypeId, BoxedStrategy<Value>) {
+    let gvk = GroupVersionKind::parse(api_version, kind);
+    let ty = builtin().kind(&gvk).expect("a built-in kind");
+    (ty, tree(builtin(), ty, 6))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_canonical_form_of_a_canonical_form_is_itself(pod in any_of("v1", "Pod").1) {
+        let ty = any_of("v1", "Pod").0;
+        let once = conform(builtin(), ty, pod).expect("it fits its type");
+        prop_assert!(once.strict.is_empty());
+        let mut completed = once.value.clone();
+        complete(builtin(), ty, &mut completed);
+        let mut again = completed.clone();
+        canonicalize(builtin(), ty, &mut again);
+        prop_assert_eq!(&again, &completed);
+        let back = conform(builtin(), ty, completed).expect("still fits");
+        prop_assert_eq!(back.value, settled(once.value));
+    }
+
+    #[test]
+    fn protobuf_says_the_same_as_json(pod in any_of("v1", "Pod").1) {
+        let (ty, gvk) = (any_of("v1", "Pod").0, GroupVersionKind::parse("v1", "Pod"));
+        let mut pod = conform(builtin(), ty, pod).expect("it fits its type").value;
+        pod["apiVersion"] = "v1".into();
+        pod["kind"] = "Pod".into();
+        let bytes = protobuf::encode("io.k8s.api.core.v1.Pod", &pod).expect("a pod has a protobuf form");
+        let from_protobuf = decode(PROTOBUF, &bytes, builtin(), ty, &gvk).expect("readable");
+        complete(builtin(), ty, &mut pod);
+        let from_json = decode(JSON, pod.to_string().as_bytes(), builtin(), ty, &gvk).expect("readable");
+        prop_assert_eq!(from_protobuf.object, from_json.object);
+    }
+}
+
+/// Non-pointer zeros that `complete` wrote come back from a body; the empty structs around them do not.
+fn settled(value: Value) -> Value {
+    let (ty, mut value) = (any_of("v1", "Pod").0, value);
+    complete(builtin(), ty, &mut value);
+    conform(builtin(), ty, value)
+        .expect("it fits its type")
+        .value
 }

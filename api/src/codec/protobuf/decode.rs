@@ -167,8 +167,12 @@ fn says_nothing(row: &Row, value: &Value) -> bool {
     match value {
         Value::Bool(b) => row.omitempty && !b,
         Value::Number(n) => {
-            let plain = matches!(row.element, Element::Integer | Element::Double);
-            row.omitempty && plain && n.as_f64() == Some(0.0)
+            let omitted = match row.element {
+                Element::Integer | Element::Double => row.omitempty,
+                // A struct to Go, so written always; its zero means that nobody set it.
+                element => element == Element::IntOrString,
+            };
+            omitted && n.as_f64() == Some(0.0)
         }
         Value::String(s) => row.omitempty && s.is_empty(),
         Value::Object(map) => map.is_empty() && matches!(row.element, Element::Message(_)),

@@ -13,14 +13,9 @@ fn golden_dir() -> Option<PathBuf> {
         .map(|dir| dir.join("shared/k8s"))
         .find(|dir| dir.join("golden").is_dir());
     if found.is_none() {
-        eprintln_skipped("no folder ../shared/k8s/golden beside the repository");
+        eprintln!("skipped: no folder ../shared/k8s/golden beside the repository");
     }
     found
-}
-
-#[expect(clippy::print_stderr, reason = "a skipped test says why")]
-fn eprintln_skipped(why: &str) {
-    eprintln!("skipped: {why}");
 }
 
 /// The whole of upstream's table, old versions included, in the form of `facts/protobuf.txt`.
@@ -288,4 +283,26 @@ fn a_watch_frame_has_its_length_in_front() {
     let frame = frame.expect("a known kind");
     let length = u32::from_be_bytes(frame[..4].try_into().expect("four bytes"));
     assert_eq!(length as usize, frame.len() - 4);
+}
+
+/// Written down by hand from the tags: these bytes must never change.
+#[test]
+fn a_config_map_has_these_bytes() {
+    let object = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}, "immutable": false,
+    });
+    let mut expected = b"k8s\0\x0a\x0f\x0a\x02v1\x12\x09ConfigMap".to_vec();
+    // ObjectMeta: name, then the empty generateName, namespace, selfLink, uid and resourceVersion, generation 0 and an
+    // empty creationTimestamp.
+    let meta = b"\x0a\x01a\x12\0\x1a\0\x22\0\x2a\0\x32\0\x38\0\x42\0";
+    let mut raw = vec![0x0a, u8::try_from(meta.len()).expect("short")];
+    raw.extend_from_slice(meta);
+    raw.extend_from_slice(b"\x12\x06\x0a\x01k\x12\x01v\x20\0");
+    expected.extend_from_slice(&[0x12, u8::try_from(raw.len()).expect("short")]);
+    expected.extend_from_slice(&raw);
+    expected.extend_from_slice(b"\x1a\0\x22\0");
+    assert_eq!(
+        encode("io.k8s.api.core.v1.ConfigMap", &object),
+        Ok(expected)
+    );
 }

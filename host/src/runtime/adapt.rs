@@ -6,6 +6,8 @@ use wasi_preview1_component_adapter_provider::{
 use wasmparser::{Encoding, Parser, Payload};
 use wit_component::ComponentEncoder;
 
+mod exit;
+
 use super::engine::Flavor;
 use super::{LoadError, World};
 
@@ -153,9 +155,10 @@ fn componentize(module: &[u8]) -> Result<Vec<u8>, LoadError> {
             exports: "a core module without _start".to_owned(),
         });
     }
+    let module = exit::carry_code(module)?;
     ComponentEncoder::default()
         .validate(true)
-        .module(module)
+        .module(&module)
         .and_then(|encoder| {
             encoder.adapter(
                 WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME,

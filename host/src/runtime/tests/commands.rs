@@ -86,7 +86,7 @@ async fn a_core_module_runs_through_the_adapter_and_keeps_its_exit_code() {
         .start(&component, pod.workload(&["seven"]))
         .expect("started");
     let exit = exit(&running).await;
-    assert_eq!((exit.code, exit.cause), (1, ExitCause::Exited));
+    assert_eq!((exit.code, exit.cause), (7, ExitCause::Exited));
 }
 
 #[tokio::test]

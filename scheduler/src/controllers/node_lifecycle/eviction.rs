@@ -1,0 +1,93 @@
+//! Which pods have to leave a node because of its `NoExecute` taints, and when the next one has to. Pure.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Taint;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::objects::Pod;
+use crate::taints::{NO_EXECUTE, tolerates};
+
+/// The pods that have to go now, and how long until the next has to.
+pub(super) fn due(
+    taints: &[Taint],
+    pods: &[Arc<Pod>],
+    now: Timestamp,
+) -> (Vec<Arc<Pod>>, Option<Duration>) {
+    let taints: Vec<&Taint> = taints.iter().filter(|t| t.effect == NO_EXECUTE).collect();
+    let mut evicted = Vec::new();
+    let mut next: Option<i64> = None;
+    if taints.is_empty() {
+        return (evicted, None);
+    }
+    for pod in pods.iter().filter(|p| p.is_active()) {
+        match deadline(&taints, pod, now) {
+            Stay::Always => {}
+            Stay::Until(second) if second <= now.as_second() => evicted.push(Arc::clone(pod)),
+            Stay::Until(second) => next = Some(next.map_or(second, |n| n.min(second))),
+        }
+    }
+    let next = next.map(|s| Duration::from_secs(u64::try_from(s - now.as_second()).unwrap_or(1)));
+    (evicted, next)
+}
+
+enum Stay {
+    Always,
+    /// Seconds since the epoch.
+    Until(i64),
+}
+
+/// The pod may stay as long as the least patient of the tolerations that cover the taints.
+fn deadline(taints: &[&Taint], pod: &Pod, now: Timestamp) -> Stay {
+    let mut until: Option<i64> = None;
+    for taint in taints {
+        let mut covered = false;
+        for toleration in pod.spec.tolerations.iter().filter(|t| tolerates(t, taint)) {
+            covered = true;
+            if let Some(seconds) = toleration.toleration_seconds {
+                let since = taint
+                    .time_added
+                    .as_ref()
+                    .map_or(now.as_second(), |t| t.0.as_second());
+                let end = since + seconds.max(0);
+                until = Some(until.map_or(end, |u| u.min(end)));
+            }
+        }
+        if !covered {
+            return Stay::Until(0);
+        }
+    }
+    until.map_or(Stay::Always, Stay::Until)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(tolerations: serde_json::Value) -> Arc<Pod> {
+        let pod = serde_json::json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "tolerations": tolerations}});
+        Arc::new(serde_json::from_value(pod).expect("a pod"))
+    }
+
+    #[test]
+    fn patience_ends_when_the_toleration_says() {
+        let taint: Taint = serde_json::from_value(serde_json::json!(
+            {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute", "timeAdded": "1970-01-01T00:01:40Z"}
+        ))
+        .expect("a taint");
+        let patient = pod(serde_json::json!([
+            {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
+        ]));
+        let forever = pod(serde_json::json!([{"operator": "Exists"}]));
+        let none = pod(serde_json::json!([]));
+        let at = |s| Timestamp::from_second(s).expect("a time");
+        let pods = [patient, forever, none];
+        let (evicted, next) = due(std::slice::from_ref(&taint), &pods, at(150));
+        assert_eq!(evicted.len(), 1);
+        assert!(evicted[0].spec.tolerations.is_empty());
+        assert_eq!(next, Some(Duration::from_secs(250)));
+        let (evicted, next) = due(&[taint], &pods, at(400));
+        assert_eq!((evicted.len(), next), (2, None));
+    }
+}

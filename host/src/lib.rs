@@ -1,9 +1,20 @@
 //! A node: pods in wasmtime sandboxes, images, the virtual network, the node's own endpoint.
 //!
-//! The tree of tasks: `start` → node registration and lease ([`node`]), one worker per pod ([`pods`]), the network's
+//! The tree of tasks: [`start`] → node registration and lease ([`node`]), one worker per pod ([`pods`]), the network's
 //! index and listeners ([`network`]), the node endpoint ([`serve`]). [`runtime`] knows wasmtime and has never heard of a
 //! Pod; [`pods`] does not know wasmtime; they meet in [`runtime::Workload`]. [`network`] is where all of a guest's bytes go.
+//!
+//! Everything a node keeps lies below its data directory: `pods/<uid>/volumes`, `logs`, `images`, `compiled`.
 
+mod args;
 mod dns;
+mod images;
 pub mod network;
+mod node;
+mod pods;
 pub mod runtime;
+mod serve;
+mod start;
+
+pub use args::{Args, MirrorFlag};
+pub use start::{Config, Error, Handle, NodeTls, start};

@@ -1,0 +1,184 @@
+//! Pods: one worker task per pod UID, all fed by one watch. Routes what the API says to the workers; nothing else.
+//!
+//! [`lifecycle`] decides, [`worker`] acts, [`status`] says it in Kubernetes' words. Nothing here knows wasmtime.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+mod backoff;
+pub(crate) mod context;
+mod downward;
+mod environment;
+pub(crate) mod events;
+mod hooks;
+pub(crate) mod known;
+mod lifecycle;
+pub(crate) mod logs;
+mod objects;
+mod probes;
+mod publish;
+mod refusal;
+mod sandbox;
+mod start;
+mod status;
+mod tell;
+mod volumes;
+mod worker;
+
+use context::Context;
+
+/// Routes watch events to workers. Owned by one task: [`Pods::run`].
+pub(crate) struct Pods {
+    context: Arc<Context>,
+    workers: HashMap<String, watch::Sender<Arc<Pod>>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    /// How long containers may take to end when the process does.
+    grace: Duration,
+    /// The uids of a list that is being read, if one is.
+    listed: Option<HashSet<String>>,
+    /// Told once, when the pods of the API are all known.
+    synced: watch::Sender<bool>,
+}
+
+impl Pods {
+    pub(crate) fn new(context: Arc<Context>, stop: CancellationToken, grace: Duration) -> Pods {
+        Pods {
+            context,
+            workers: HashMap::new(),
+            tasks: TaskTracker::new(),
+            stop,
+            grace,
+            listed: None,
+            synced: watch::Sender::new(false),
+        }
+    }
+
+    /// Becomes true when every pod the API has for this node has a worker.
+    pub(crate) fn synced(&self) -> watch::Receiver<bool> {
+        self.synced.subscribe()
+    }
+
+    /// Until the token is cancelled and every worker has stopped its containers.
+    pub(crate) async fn run(mut self) {
+        let api: Api<Pod> = Api::all(self.context.client.clone());
+        let config =
+            watcher::Config::default().fields(&format!("spec.nodeName={}", self.context.node_name));
+        let watch = watcher(api, config)
+            .modify(|pod| {
+                pod.metadata.managed_fields = None;
+            })
+            .default_backoff();
+        let mut watch = std::pin::pin!(watch);
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                event = watch.try_next() => event,
+            };
+            match event {
+                Ok(Some(event)) => self.heard(event).await,
+                // The watcher begins again by itself, with backoff.
+                Ok(None) => break,
+                Err(error) => tracing::warn!(%error, "Failed to watch pods"),
+            }
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn heard(&mut self, event: watcher::Event<Pod>) {
+        match event {
+            watcher::Event::Init => self.listed = Some(HashSet::new()),
+            watcher::Event::InitApply(pod) => {
+                if let (Some(listed), Some(uid)) = (&mut self.listed, &pod.metadata.uid) {
+                    listed.insert(uid.clone());
+                }
+                self.applied(pod);
+            }
+            watcher::Event::InitDone => {
+                if let Some(listed) = self.listed.take() {
+                    // Dropping the sender tells the worker that its pod is gone.
+                    self.workers.retain(|uid, _| listed.contains(uid));
+                    if !*self.synced.borrow() {
+                        self.sweep(&listed).await;
+                    }
+                }
+                self.synced.send_replace(true);
+            }
+            watcher::Event::Apply(pod) => self.applied(pod),
+            watcher::Event::Delete(pod) => {
+                if let Some(uid) = &pod.metadata.uid {
+                    self.workers.remove(uid);
+                }
+            }
+        }
+    }
+
+    fn applied(&mut self, pod: Pod) {
+        let Some(uid) = pod.metadata.uid.clone() else {
+            return;
+        };
+        let pod = Arc::new(pod);
+        if let Some(worker) = self.workers.get(&uid)
+            && worker.send(Arc::clone(&pod)).is_ok()
+        {
+            return;
+        }
+        let (sender, receiver) = watch::channel(Arc::clone(&pod));
+        self.workers.insert(uid, sender);
+        let work = worker::run(
+            Arc::clone(&self.context),
+            pod,
+            receiver,
+            self.stop.clone(),
+            self.grace,
+        );
+        self.tasks.spawn(Box::pin(work));
+    }
+
+    /// Removes what pods left behind that went away while no process of this node ran.
+    async fn sweep(&self, listed: &HashSet<String>) {
+        let (pods, logs) = (
+            self.context.pods_directory.clone(),
+            self.context.logs.root().to_owned(),
+        );
+        let listed = listed.clone();
+        let swept = tokio::task::spawn_blocking(move || {
+            let uid_of_logs = |name: &str| name.rsplit('_').next().unwrap_or(name).to_owned();
+            let uid_of_pod = |name: &str| name.to_owned();
+            remove_unlisted(&pods, &listed, uid_of_pod);
+            remove_unlisted(&logs, &listed, uid_of_logs);
+        });
+        if let Err(error) = swept.await {
+            tracing::warn!(%error, "Failed to remove what former pods left behind");
+        }
+    }
+}
+
+fn remove_unlisted(
+    directory: &std::path::Path,
+    listed: &HashSet<String>,
+    uid: impl Fn(&str) -> String,
+) {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !listed.contains(&uid(&name))
+            && let Err(error) = volumes::directory::remove(&entry.path())
+        {
+            tracing::warn!(path = %entry.path().display(), %error, "Failed to remove what a former pod left behind");
+        }
+    }
+}

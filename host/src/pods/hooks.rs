@@ -1,0 +1,124 @@
+//! Asking a container something over its own network: probes and lifecycle hooks. Acts; what an answer means is decided elsewhere.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::context::Context;
+use super::probes::{self, Answer};
+use crate::network::{HttpProbe, PodNetwork};
+
+/// A start is not held up longer than this by its hook.
+pub(super) const POST_START: Duration = Duration::from_secs(60);
+
+/// One question of a probe.
+pub(super) async fn ask(
+    context: &Context,
+    network: &PodNetwork,
+    container: &Container,
+    probe: &Probe,
+) -> Answer {
+    let timeout = probes::timeout(probe);
+    let answer = if let Some(get) = &probe.http_get {
+        http(context, network, container, get, timeout).await
+    } else if let Some(tcp) = &probe.tcp_socket {
+        match port(container, &tcp.port) {
+            Some(port) => context.network.probe_tcp(network, port, timeout).await,
+            None => Err(no_port(&tcp.port)),
+        }
+    } else {
+        // Refused when the pod arrived.
+        Err("this kind of probe is not supported by this node yet".to_owned())
+    };
+    match answer {
+        Ok(()) => Answer::Well,
+        Err(text) => Answer::Badly(text),
+    }
+}
+
+/// A lifecycle hook: a request, a connection or a pause, within `limit`.
+pub(super) async fn run(
+    context: &Context,
+    network: &PodNetwork,
+    container: &Container,
+    hook: &LifecycleHandler,
+    limit: Duration,
+) -> Result<(), String> {
+    if let Some(sleep) = &hook.sleep {
+        let pause = Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0));
+        tokio::time::sleep(pause.min(limit)).await;
+        return Ok(());
+    }
+    if let Some(get) = &hook.http_get {
+        return http(context, network, container, get, limit).await;
+    }
+    if let Some(tcp) = &hook.tcp_socket {
+        let port = port(container, &tcp.port).ok_or_else(|| no_port(&tcp.port))?;
+        return context.network.probe_tcp(network, port, limit).await;
+    }
+    Err("this kind of hook is not supported by this node yet".to_owned())
+}
+
+async fn http(
+    context: &Context,
+    network: &PodNetwork,
+    container: &Container,
+    get: &HTTPGetAction,
+    timeout: Duration,
+) -> Result<(), String> {
+    let port = port(container, &get.port).ok_or_else(|| no_port(&get.port))?;
+    let headers = get.http_headers.iter().flatten();
+    let mut headers: Vec<(String, String)> = headers
+        .map(|header| (header.name.clone(), header.value.clone()))
+        .collect();
+    for (name, value) in [("User-Agent", "kube-probe/1.36"), ("Accept", "*/*")] {
+        if !headers
+            .iter()
+            .any(|(known, _)| known.eq_ignore_ascii_case(name))
+        {
+            headers.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    let probe = HttpProbe {
+        port,
+        path: get.path.clone().unwrap_or_else(|| "/".to_owned()),
+        host: get.host.clone().filter(|host| !host.is_empty()),
+        https: get.scheme.as_deref() == Some("HTTPS"),
+        headers,
+    };
+    let answer = context.network.probe_http(network, &probe, timeout).await?;
+    if (200..400).contains(&answer.status) {
+        Ok(())
+    } else {
+        Err(format!(
+            "HTTP probe failed with statuscode: {}",
+            answer.status
+        ))
+    }
+}
+
+/// A number, or the name of one of the container's ports.
+fn port(container: &Container, port: &IntOrString) -> Option<u16> {
+    match port {
+        IntOrString::Int(number) => u16::try_from(*number).ok().filter(|port| *port > 0),
+        IntOrString::String(name) => {
+            let named = container
+                .ports
+                .iter()
+                .flatten()
+                .find(|port| port.name.as_deref() == Some(name));
+            match named {
+                Some(port) => u16::try_from(port.container_port).ok(),
+                None => name.parse().ok(),
+            }
+        }
+    }
+}
+
+fn no_port(port: &IntOrString) -> String {
+    match port {
+        IntOrString::Int(number) => format!("invalid port number: {number}"),
+        IntOrString::String(name) => format!("couldn't find port: {name}"),
+    }
+}

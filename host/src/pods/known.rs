@@ -1,0 +1,271 @@
+//! The pods of this node as the node endpoint sees them: which containers there are, where their logs are, what they use.
+//! Written by each pod's worker, read by anyone; decides nothing.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::logs::{self, Log};
+use crate::runtime::{Running, Usage};
+
+/// All pods, by namespace and name. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Known {
+    // Locked for a look-up.
+    pods: Arc<Mutex<HashMap<(String, String), Arc<Record>>>>,
+}
+
+/// One pod.
+pub(crate) struct Record {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) log_directory: PathBuf,
+    // Locked to copy or to set a few words.
+    containers: Mutex<Vec<Container>>,
+}
+
+/// One container, at this moment.
+#[derive(Clone, Default)]
+pub(crate) struct Container {
+    pub(crate) name: String,
+    /// Instances started so far.
+    pub(crate) instances: u32,
+    /// The present instance's log, while it is open.
+    pub(crate) log: Option<Arc<Log>>,
+    pub(crate) running: Option<Arc<Running>>,
+    /// Why it does not run: `ContainerCreating`.
+    pub(crate) waiting: Option<String>,
+}
+
+/// Which log to read.
+pub(crate) struct LogFile {
+    pub(crate) path: PathBuf,
+    /// Present while the instance may still write.
+    pub(crate) log: Option<Arc<Log>>,
+}
+
+#[derive(Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("pod \"{namespace}/{name}\" not found")]
+    NoPod { namespace: String, name: String },
+    #[error("container {container} is not valid for pod {pod}")]
+    NoContainer { container: String, pod: String },
+    #[error("container \"{container}\" in pod \"{pod}\" is waiting to start: {reason}")]
+    Waiting {
+        container: String,
+        pod: String,
+        reason: String,
+    },
+    #[error("previous terminated container \"{container}\" in pod \"{pod}\" not found")]
+    NoPrevious { container: String, pod: String },
+}
+
+/// What a container uses, for metrics.
+pub(crate) struct Sample {
+    pub(crate) namespace: String,
+    pub(crate) pod: String,
+    pub(crate) container: String,
+    pub(crate) usage: Usage,
+}
+
+impl Known {
+    pub(crate) fn insert(&self, record: Arc<Record>) {
+        self.lock()
+            .insert((record.namespace.clone(), record.name.clone()), record);
+    }
+
+    /// Only if it is still this very pod and not a namesake that came after it.
+    pub(crate) fn remove(&self, record: &Record) {
+        let mut pods = self.lock();
+        let key = (record.namespace.clone(), record.name.clone());
+        if pods.get(&key).is_some_and(|known| known.uid == record.uid) {
+            pods.remove(&key);
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub(crate) fn samples(&self) -> Vec<Sample> {
+        let records: Vec<Arc<Record>> = self.lock().values().cloned().collect();
+        let mut samples = Vec::new();
+        for record in records {
+            for container in record.lock().iter() {
+                if let Some(running) = &container.running {
+                    samples.push(Sample {
+                        namespace: record.namespace.clone(),
+                        pod: record.name.clone(),
+                        container: container.name.clone(),
+                        usage: running.usage(),
+                    });
+                }
+            }
+        }
+        samples
+    }
+
+    pub(crate) fn log(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        previous: bool,
+    ) -> Result<LogFile, Error> {
+        let record = self
+            .lock()
+            .get(&(namespace.to_owned(), pod.to_owned()))
+            .cloned();
+        let record = record.ok_or_else(|| Error::NoPod {
+            namespace: namespace.to_owned(),
+            name: pod.to_owned(),
+        })?;
+        let found = record
+            .lock()
+            .iter()
+            .find(|known| known.name == container)
+            .cloned();
+        let found = found.ok_or_else(|| Error::NoContainer {
+            container: container.to_owned(),
+            pod: pod.to_owned(),
+        })?;
+        let file = |instance| logs::file(&record.log_directory, container, instance);
+        if previous {
+            // Between two instances the last one that ended is the previous one, as upstream has it.
+            let instance = found
+                .instances
+                .checked_sub(2)
+                .ok_or_else(|| Error::NoPrevious {
+                    container: container.to_owned(),
+                    pod: pod.to_owned(),
+                })?;
+            return Ok(LogFile {
+                path: file(instance),
+                log: None,
+            });
+        }
+        match found.instances.checked_sub(1) {
+            Some(instance) => Ok(LogFile {
+                path: file(instance),
+                log: found.log,
+            }),
+            None => Err(Error::Waiting {
+                container: container.to_owned(),
+                pod: pod.to_owned(),
+                reason: found
+                    .waiting
+                    .unwrap_or_else(|| "ContainerCreating".to_owned()),
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Arc<Record>>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Record {
+    pub(crate) fn new(
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        log_directory: PathBuf,
+        containers: impl Iterator<Item = String>,
+    ) -> Record {
+        let containers = containers
+            .map(|name| Container {
+                name,
+                ..Container::default()
+            })
+            .collect();
+        Record {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            log_directory,
+            containers: Mutex::new(containers),
+        }
+    }
+
+    pub(crate) fn update(&self, index: usize, change: impl FnOnce(&mut Container)) {
+        if let Some(container) = self.lock().get_mut(index) {
+            change(container);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Container>> {
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(instances: u32) -> Known {
+        let record = Record::new(
+            "default",
+            "web",
+            "u1",
+            PathBuf::from("/logs/web"),
+            std::iter::once("app".to_owned()),
+        );
+        record.update(0, |container| container.instances = instances);
+        let known = Known::default();
+        known.insert(Arc::new(record));
+        known
+    }
+
+    fn error(result: Result<LogFile, Error>) -> String {
+        result
+            .map(|file| file.path)
+            .expect_err("an error")
+            .to_string()
+    }
+
+    #[test]
+    fn logs_are_found_by_instance() {
+        let file = known(3)
+            .log("default", "web", "app", false)
+            .map(|file| file.path);
+        assert_eq!(file.expect("a file"), PathBuf::from("/logs/web/app/2.log"));
+        let previous = known(3)
+            .log("default", "web", "app", true)
+            .map(|file| file.path);
+        assert_eq!(
+            previous.expect("a file"),
+            PathBuf::from("/logs/web/app/1.log")
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        assert_eq!(
+            error(known(1).log("default", "db", "app", false)),
+            "pod \"default/db\" not found"
+        );
+        assert_eq!(
+            error(known(1).log("default", "web", "x", false)),
+            "container x is not valid for pod web"
+        );
+        assert_eq!(
+            error(known(0).log("default", "web", "app", false)),
+            "container \"app\" in pod \"web\" is waiting to start: ContainerCreating"
+        );
+        assert_eq!(
+            error(known(1).log("default", "web", "app", true)),
+            "previous terminated container \"app\" in pod \"web\" not found"
+        );
+    }
+
+    #[test]
+    fn a_namesake_is_not_removed_by_its_predecessor() {
+        let known = known(1);
+        let old = Record::new("default", "web", "u0", PathBuf::new(), std::iter::empty());
+        known.remove(&old);
+        assert_eq!(known.count(), 1);
+    }
+}

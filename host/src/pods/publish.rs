@@ -1,0 +1,85 @@
+//! Writes to a pod's API object: its status, and its removal when it is over. Says what went wrong; does not retry.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+
+use super::context::Context;
+
+const WRITE: Duration = Duration::from_secs(15);
+
+/// Conditions this node writes; others belong to others and are not touched.
+const OWN: [&str; 5] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+];
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// The object is gone, or another one has its name.
+    #[error("the pod is gone from the API")]
+    Gone,
+    #[error("{0}")]
+    Api(String),
+}
+
+pub(super) fn is_own(condition: &str) -> bool {
+    OWN.contains(&condition)
+}
+
+/// Makes the API say `status`. Only this very pod is written, never a namesake.
+pub(super) async fn status(context: &Context, pod: &Pod, status: &PodStatus) -> Result<(), Error> {
+    let mut own = status.clone();
+    if let Some(conditions) = &mut own.conditions {
+        conditions.retain(|condition| is_own(&condition.type_));
+    }
+    let patch = serde_json::json!({"metadata": {"uid": pod.metadata.uid}, "status": own});
+    // The semaphore is never closed.
+    let _turn = context.publishing.acquire().await;
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let api = api(context, pod);
+    let params = PatchParams::default();
+    let patch = Patch::Strategic(patch);
+    let written = api.patch_status(name, &params, &patch);
+    match tokio::time::timeout(WRITE, written).await {
+        Ok(written) => written.map(drop).map_err(explain),
+        Err(_) => Err(Error::Api("no answer in time".to_owned())),
+    }
+}
+
+/// Removes the object now: nothing of the pod is left on this node.
+pub(super) async fn delete(context: &Context, pod: &Pod) -> Result<(), Error> {
+    let params = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions {
+            uid: pod.metadata.uid.clone(),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    let _turn = context.publishing.acquire().await;
+    let api = api(context, pod);
+    let deleted = api.delete(pod.metadata.name.as_deref().unwrap_or_default(), &params);
+    match tokio::time::timeout(WRITE, deleted).await {
+        Ok(deleted) => deleted.map(drop).map_err(explain),
+        Err(_) => Err(Error::Api("no answer in time".to_owned())),
+    }
+}
+
+fn api(context: &Context, pod: &Pod) -> Api<Pod> {
+    Api::namespaced(
+        context.client.clone(),
+        pod.metadata.namespace.as_deref().unwrap_or_default(),
+    )
+}
+
+fn explain(error: kube::Error) -> Error {
+    match &error {
+        kube::Error::Api(status) if status.code == 404 || status.code == 409 => Error::Gone,
+        _ => Error::Api(error.to_string()),
+    }
+}

@@ -1,0 +1,274 @@
+//! What a pod may ask that this node does not have: each field is named, nothing is silently left out. Pure.
+
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodSpec, Probe, Volume};
+
+/// Reason of a pod that was refused: `status.reason` and the Event.
+pub(crate) const REASON: &str = "Unsupported";
+
+/// Every field of the spec this node cannot honour; empty when the pod can run.
+pub(crate) fn refusals(pod: &Pod) -> Vec<String> {
+    let mut refusals = Refusals::default();
+    if let Some(spec) = &pod.spec {
+        refusals.pod(spec);
+        for (index, container) in spec.init_containers.iter().flatten().enumerate() {
+            refusals.container(&format!("spec.initContainers[{index}]"), container);
+        }
+        for (index, container) in spec.containers.iter().enumerate() {
+            refusals.container(&format!("spec.containers[{index}]"), container);
+        }
+        for (index, volume) in spec.volumes.iter().flatten().enumerate() {
+            refusals.volume(&format!("spec.volumes[{index}]"), volume);
+        }
+    }
+    refusals.found
+}
+
+#[derive(Default)]
+struct Refusals {
+    found: Vec<String>,
+}
+
+impl Refusals {
+    fn when(&mut self, asked: bool, field: &str, why: &str) {
+        if asked {
+            self.found.push(format!("{field}: {why}"));
+        }
+    }
+
+    fn pod(&mut self, spec: &PodSpec) {
+        const SANDBOX: &str = "a Wasm pod has no kernel namespace to share";
+        self.when(
+            spec.host_network == Some(true),
+            "spec.hostNetwork",
+            "pods of this node have the virtual network only",
+        );
+        self.when(spec.host_pid == Some(true), "spec.hostPID", SANDBOX);
+        self.when(spec.host_ipc == Some(true), "spec.hostIPC", SANDBOX);
+        self.when(
+            spec.share_process_namespace == Some(true),
+            "spec.shareProcessNamespace",
+            SANDBOX,
+        );
+        let ephemeral = spec
+            .ephemeral_containers
+            .as_ref()
+            .is_some_and(|list| !list.is_empty());
+        self.when(ephemeral, "spec.ephemeralContainers", NOT_YET);
+        let claims = spec
+            .resource_claims
+            .as_ref()
+            .is_some_and(|list| !list.is_empty());
+        self.when(claims, "spec.resourceClaims", NOT_YET);
+        let class = spec
+            .runtime_class_name
+            .as_deref()
+            .is_some_and(|name| !name.is_empty());
+        self.when(class, "spec.runtimeClassName", NOT_YET);
+        let windows = spec.os.as_ref().is_some_and(|os| os.name != "linux");
+        self.when(windows, "spec.os.name", "only linux pods run here");
+    }
+
+    fn container(&mut self, at: &str, container: &Container) {
+        let field = |name: &str| format!("{at}.{name}");
+        let privileged = container
+            .security_context
+            .as_ref()
+            .is_some_and(|context| context.privileged == Some(true));
+        self.when(
+            privileged,
+            &field("securityContext.privileged"),
+            "a Wasm guest cannot have the machine's privileges",
+        );
+        self.when(container.stdin == Some(true), &field("stdin"), NOT_YET);
+        self.when(container.tty == Some(true), &field("tty"), NOT_YET);
+        let devices = container
+            .volume_devices
+            .as_ref()
+            .is_some_and(|list| !list.is_empty());
+        self.when(devices, &field("volumeDevices"), NOT_YET);
+        let rules = container
+            .restart_policy_rules
+            .as_ref()
+            .is_some_and(|list| !list.is_empty());
+        self.when(rules, &field("restartPolicyRules"), NOT_YET);
+        for (name, probe) in [
+            ("startupProbe", &container.startup_probe),
+            ("readinessProbe", &container.readiness_probe),
+            ("livenessProbe", &container.liveness_probe),
+        ] {
+            if let Some(probe) = probe {
+                self.probe(&field(name), probe);
+            }
+        }
+        if let Some(lifecycle) = &container.lifecycle {
+            self.hook(&field("lifecycle.postStart"), lifecycle.post_start.as_ref());
+            self.hook(&field("lifecycle.preStop"), lifecycle.pre_stop.as_ref());
+            self.when(
+                lifecycle.stop_signal.is_some(),
+                &field("lifecycle.stopSignal"),
+                "Wasm guests know no signals",
+            );
+        }
+        for (index, port) in container.ports.iter().flatten().enumerate() {
+            let host = port.host_port.is_some_and(|port| port > 0);
+            self.when(host, &field(&format!("ports[{index}].hostPort")), NOT_YET);
+            let protocol = port.protocol.as_deref().unwrap_or("TCP");
+            self.when(
+                protocol == "SCTP",
+                &field(&format!("ports[{index}].protocol")),
+                "SCTP is not offered",
+            );
+        }
+        let resources = container.resources.as_ref();
+        let claims = resources
+            .and_then(|resources| resources.claims.as_ref())
+            .is_some_and(|list| !list.is_empty());
+        self.when(claims, &field("resources.claims"), NOT_YET);
+        let limits = resources.and_then(|resources| resources.limits.as_ref());
+        for name in limits.into_iter().flat_map(|limits| limits.keys()) {
+            let known = matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage");
+            self.when(
+                !known,
+                &field(&format!("resources.limits[{name}]")),
+                "this node has no such resource",
+            );
+        }
+        for (index, source) in container.env.iter().flatten().enumerate() {
+            let file = source
+                .value_from
+                .as_ref()
+                .is_some_and(|from| from.file_key_ref.is_some());
+            self.when(
+                file,
+                &field(&format!("env[{index}].valueFrom.fileKeyRef")),
+                NOT_YET,
+            );
+        }
+    }
+
+    fn probe(&mut self, at: &str, probe: &Probe) {
+        self.when(probe.exec.is_some(), &format!("{at}.exec"), NOT_YET);
+        self.when(probe.grpc.is_some(), &format!("{at}.grpc"), NOT_YET);
+        let https = probe
+            .http_get
+            .as_ref()
+            .is_some_and(|get| get.scheme.as_deref() == Some("HTTPS"));
+        self.when(
+            https,
+            &format!("{at}.httpGet.scheme"),
+            "guests serve plain HTTP",
+        );
+    }
+
+    fn hook(&mut self, at: &str, hook: Option<&LifecycleHandler>) {
+        let Some(hook) = hook else { return };
+        self.when(hook.exec.is_some(), &format!("{at}.exec"), NOT_YET);
+        let https = hook
+            .http_get
+            .as_ref()
+            .is_some_and(|get| get.scheme.as_deref() == Some("HTTPS"));
+        self.when(
+            https,
+            &format!("{at}.httpGet.scheme"),
+            "guests serve plain HTTP",
+        );
+    }
+
+    fn volume(&mut self, at: &str, volume: &Volume) {
+        let json = serde_json::to_value(volume).unwrap_or_default();
+        let kinds = json
+            .as_object()
+            .into_iter()
+            .flat_map(|map| map.keys())
+            .filter(|key| *key != "name");
+        for kind in kinds {
+            let known = matches!(
+                kind.as_str(),
+                "configMap" | "secret" | "emptyDir" | "downwardAPI" | "projected" | "hostPath"
+            );
+            self.when(!known, &format!("{at}.{kind}"), NOT_YET);
+        }
+        let sources = volume
+            .projected
+            .iter()
+            .flat_map(|projected| projected.sources.iter().flatten());
+        for (index, source) in sources.enumerate() {
+            let field = |name: &str| format!("{at}.projected.sources[{index}].{name}");
+            self.when(
+                source.service_account_token.is_some(),
+                &field("serviceAccountToken"),
+                NOT_YET,
+            );
+            self.when(
+                source.cluster_trust_bundle.is_some(),
+                &field("clusterTrustBundle"),
+                NOT_YET,
+            );
+            self.when(
+                source.pod_certificate.is_some(),
+                &field("podCertificate"),
+                NOT_YET,
+            );
+        }
+        let host = volume
+            .host_path
+            .as_ref()
+            .and_then(|host| host.type_.as_deref())
+            .unwrap_or_default();
+        let directory = matches!(host, "" | "Directory" | "DirectoryOrCreate");
+        self.when(
+            !directory,
+            &format!("{at}.hostPath.type"),
+            "guests see directories only",
+        );
+    }
+}
+
+const NOT_YET: &str = "not supported by this node yet";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(spec: serde_json::Value) -> Vec<String> {
+        let pod = serde_json::json!({"metadata": {"name": "web"}, "spec": spec});
+        let found = refusals(&serde_json::from_value(pod).expect("the test's pod is well formed"));
+        found
+            .iter()
+            .map(|refusal| refusal.split(": ").next().unwrap_or_default().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn an_ordinary_pod_is_not_refused() {
+        let refused = check(serde_json::json!({
+            "securityContext": {"runAsNonRoot": true},
+            "volumes": [{"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "c"}}],
+            "containers": [{"name": "app", "readinessProbe": {"httpGet": {"port": 80}},
+                "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+                "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
+                "resources": {"limits": {"cpu": "1", "memory": "1Mi"}}}]}));
+        assert!(refused.is_empty(), "{refused:?}");
+    }
+
+    #[test]
+    fn every_unsupported_field_is_named() {
+        let refused = check(serde_json::json!({
+            "hostNetwork": true,
+            "volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "x"}}],
+            "containers": [{"name": "app",
+                "livenessProbe": {"exec": {"command": ["true"]}},
+                "lifecycle": {"preStop": {"exec": {"command": ["true"]}}},
+                "resources": {"limits": {"nvidia.com/gpu": "1"}}}]}));
+        assert_eq!(
+            refused,
+            [
+                "spec.hostNetwork",
+                "spec.containers[0].livenessProbe.exec",
+                "spec.containers[0].lifecycle.preStop.exec",
+                "spec.containers[0].resources.limits[nvidia.com/gpu]",
+                "spec.volumes[0].persistentVolumeClaim"
+            ]
+        );
+    }
+}

@@ -1,0 +1,164 @@
+//! Volumes as directories of the node: writes what [`Contents`] says, swaps it whole, measures and removes it.
+//! Blocking: call it where blocking is allowed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use super::{Contents, Error, File};
+
+/// The link that says which generation of files is the present one.
+const DATA: &str = "..data";
+
+/// Makes `contents` be at `directory` (for a host path: checks it) and returns where guests are to look.
+/// Files of an earlier generation are replaced in one step: a reader sees the old ones or the new ones.
+pub(crate) fn write(directory: &Path, contents: &Contents) -> Result<PathBuf, Error> {
+    match contents {
+        Contents::Files(files) => {
+            write_files(directory, files).map_err(|source| Error::Write {
+                path: directory.to_owned(),
+                source,
+            })?;
+            Ok(directory.to_owned())
+        }
+        Contents::Scratch { .. } => {
+            create(directory).map_err(|source| Error::Write {
+                path: directory.to_owned(),
+                source,
+            })?;
+            Ok(directory.to_owned())
+        }
+        Contents::Host { path, create } => {
+            if *create {
+                fs::create_dir_all(path).map_err(|source| Error::Write {
+                    path: path.clone(),
+                    source,
+                })?;
+            }
+            if path.is_dir() {
+                Ok(path.clone())
+            } else {
+                Err(Error::NotADirectory(path.clone()))
+            }
+        }
+    }
+}
+
+/// A directory only this node's user can enter.
+pub(crate) fn create(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
+fn write_files(directory: &Path, files: &BTreeMap<String, File>) -> io::Result<()> {
+    create(directory)?;
+    let data = directory.join(DATA);
+    let old = fs::read_link(&data).ok();
+    if old.is_some() && holds(&data, files) {
+        return Ok(());
+    }
+    let number = old
+        .as_ref()
+        .and_then(|old| old.to_str()?.strip_prefix("..")?.parse::<u64>().ok())
+        .map_or(1, |number| number + 1);
+    let generation = format!("..{number}");
+    let fresh = directory.join(&generation);
+    // Left behind by a process that ended in the middle of a swap.
+    let _ = fs::remove_dir_all(&fresh);
+    create(&fresh)?;
+    for (path, file) in files {
+        let target = fresh.join(path);
+        if let Some(parent) = target.parent() {
+            create(parent)?;
+        }
+        // Owner read stays: it is this process that reads for the guest.
+        let mode = file.mode | 0o400;
+        let mut options = fs::OpenOptions::new();
+        let mut handle = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&target)?;
+        io::Write::write_all(&mut handle, &file.bytes)?;
+        handle.set_permissions(fs::Permissions::from_mode(mode))?;
+    }
+    let swap = directory.join("..data_tmp");
+    let _ = fs::remove_file(&swap);
+    symlink(&generation, &swap)?;
+    fs::rename(&swap, &data)?;
+    link_names(directory, files)?;
+    if let Some(old) = old {
+        let _ = fs::remove_dir_all(directory.join(old));
+    }
+    Ok(())
+}
+
+/// The visible names are links through `..data`; names no longer there go away.
+fn link_names(directory: &Path, files: &BTreeMap<String, File>) -> io::Result<()> {
+    let top = |path: &str| path.split('/').next().unwrap_or(path).to_owned();
+    let names: std::collections::BTreeSet<String> = files.keys().map(|path| top(path)).collect();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with("..") && !names.contains(&name) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    for name in names {
+        match symlink(Path::new(DATA).join(&name), directory.join(&name)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn holds(data: &Path, files: &BTreeMap<String, File>) -> bool {
+    let same = files
+        .iter()
+        .all(|(path, file)| fs::read(data.join(path)).is_ok_and(|bytes| bytes == file.bytes));
+    same && count_files(data) == files.len()
+}
+
+fn count_files(directory: &Path) -> usize {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .map(|entry| {
+            if entry.path().is_dir() {
+                count_files(&entry.path())
+            } else {
+                1
+            }
+        })
+        .sum()
+}
+
+/// Bytes of all files below; links are not followed. What cannot be read counts nothing.
+pub(crate) fn size(directory: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size(&entry.path()),
+            Ok(metadata) if metadata.is_file() => metadata.len(),
+            _ => 0,
+        })
+        .sum()
+}
+
+/// Removes a pod's directory; nothing there is fine.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,80 @@
+//! What a newer version of the pod's object means for its worker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::Worker;
+use crate::pods::context::now;
+use crate::pods::lifecycle::Event;
+use crate::pods::publish;
+use crate::pods::start::container;
+
+/// How long the pod still has, when it is being deleted.
+pub(super) fn deletion_grace(pod: &Pod, now: Timestamp) -> Option<Duration> {
+    let deadline = pod.metadata.deletion_timestamp.as_ref()?.0;
+    let whole = pod
+        .metadata
+        .deletion_grace_period_seconds
+        .and_then(|seconds| u64::try_from(seconds).ok());
+    let whole = Duration::from_secs(whole.unwrap_or(0));
+    let left = Duration::try_from(deadline.duration_since(now)).unwrap_or_default();
+    // The timestamp is cut to whole seconds: what is left may be a second short of what was promised.
+    Some(whole.min(left + Duration::from_secs(1)))
+}
+
+impl Worker {
+    pub(super) fn update(&mut self, pod: Arc<Pod>) {
+        let old = std::mem::replace(&mut self.pod, pod);
+        let deletion = |pod: &Pod| {
+            (
+                pod.metadata.deletion_timestamp.clone(),
+                pod.metadata.deletion_grace_period_seconds,
+            )
+        };
+        if deletion(&old) != deletion(&self.pod)
+            && let Some(grace) = deletion_grace(&self.pod, now())
+        {
+            self.step(Event::DeleteRequested { grace });
+        }
+        for index in 0..self.slots.len() {
+            let image = |pod: &Pod| container(pod, index).and_then(|spec| spec.image.clone());
+            if image(&old) != image(&self.pod) {
+                self.step(Event::Replaced(index));
+            }
+        }
+        self.adopt_conditions();
+        let changed = old.metadata.generation != self.pod.metadata.generation
+            || old.metadata.labels != self.pod.metadata.labels
+            || old.metadata.annotations != self.pod.metadata.annotations;
+        if changed && self.upkeep_at.is_some() {
+            self.upkeep_at = Some(now());
+        }
+        if changed {
+            self.dirty.get_or_insert_with(now);
+        }
+    }
+
+    /// Conditions of others (readiness gates) may decide whether the pod is ready.
+    fn adopt_conditions(&mut self) {
+        let theirs: Vec<_> = self
+            .pod
+            .status
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten())
+            .filter(|condition| !publish::is_own(&condition.type_))
+            .cloned()
+            .collect();
+        let conditions = self.published.conditions.get_or_insert_default();
+        let known = conditions
+            .iter()
+            .filter(|condition| !publish::is_own(&condition.type_));
+        if known.ne(theirs.iter()) {
+            conditions.retain(|condition| publish::is_own(&condition.type_));
+            conditions.extend(theirs);
+            self.dirty.get_or_insert_with(now);
+        }
+    }
+}

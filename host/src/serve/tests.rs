@@ -1,0 +1,97 @@
+//! The node endpoint without TLS: its routes and what a query asks.
+
+use std::path::PathBuf;
+
+use http_body_util::BodyExt;
+use tower::ServiceExt;
+
+use super::*;
+use crate::pods::known::Record;
+use crate::pods::logs::Logs;
+use crate::runtime::{LogSink, LogStream};
+
+async fn ask(router: &Router, path: &str) -> (StatusCode, String) {
+    let request = http::Request::get(path)
+        .body(Body::empty())
+        .expect("a request");
+    let response = router.clone().oneshot(request).await.expect("infallible");
+    let status = response.status();
+    let bytes = response
+        .into_body()
+        .collect()
+        .await
+        .expect("a body")
+        .to_bytes();
+    (status, String::from_utf8(bytes.to_vec()).expect("text"))
+}
+
+#[tokio::test]
+async fn what_is_not_there_yet_says_so() {
+    let router = router(Known::default());
+    assert_eq!(
+        ask(&router, "/healthz").await,
+        (StatusCode::OK, "ok".to_owned())
+    );
+    for path in [
+        "/exec/default/web/app",
+        "/attach/default/web/app",
+        "/portForward/default/web",
+    ] {
+        let (status, text) = ask(&router, path).await;
+        assert_eq!(status, StatusCode::NOT_IMPLEMENTED);
+        assert!(text.contains("not supported by this node yet"), "{text}");
+    }
+    let (status, text) = ask(&router, "/containerLogs/default/web/app").await;
+    assert_eq!(
+        (status, text.as_str()),
+        (StatusCode::NOT_FOUND, "pod \"default/web\" not found")
+    );
+}
+
+#[tokio::test]
+async fn a_followed_log_ends_with_its_instance() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (logs, _thread) = Logs::start(directory.path().to_owned()).expect("started");
+    let pod: PathBuf = logs.pod_directory("default", "web", "u1");
+    let log = logs.open(&pod, "app", 0);
+    let record = Record::new(
+        "default",
+        "web",
+        "u1",
+        pod,
+        std::iter::once("app".to_owned()),
+    );
+    record.update(0, |container| {
+        container.instances = 1;
+        container.log = Some(Arc::clone(&log));
+    });
+    let known = Known::default();
+    known.insert(Arc::new(record));
+    let router = router(known);
+    log.write(LogStream::Stdout, b"one\n");
+    log.write(LogStream::Stderr, b"two\n");
+    let asking = ask(&router, "/containerLogs/default/web/app?follow=true");
+    let writing = async {
+        log.write(LogStream::Stdout, b"three\n");
+        log.close();
+    };
+    let ((status, text), ()) = tokio::join!(asking, writing);
+    assert_eq!(
+        (status, text.as_str()),
+        (StatusCode::OK, "one\ntwo\nthree\n")
+    );
+    let (_, text) = ask(&router, "/containerLogs/default/web/app?tailLines=1").await;
+    assert_eq!(text, "three\n");
+    let (_, text) = ask(&router, "/containerLogs/default/web/app?stream=Stderr").await;
+    assert_eq!(text, "two\n");
+    let (status, text) = ask(&router, "/containerLogs/default/web/app?previous=true").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
+    let (status, text) = ask(&router, "/containerLogs/default/web/app?tailLines=-1").await;
+    assert_eq!(
+        (status, text.as_str()),
+        (
+            StatusCode::BAD_REQUEST,
+            "tailLines: must be greater than or equal to 0"
+        )
+    );
+}

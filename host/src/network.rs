@@ -43,6 +43,7 @@ use bytes::Bytes;
 use ipnet::Ipv4Net;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 pub use self::dial::{HttpProbe, ProbeAnswer};
 pub use self::egress::Policy;
@@ -57,6 +58,9 @@ pub use self::udp::UdpSocket;
 
 use self::table::Table;
 use self::vnet::Fabric;
+
+/// How long tasks may take to end once they are told to.
+const STOP: Duration = Duration::from_secs(2);
 
 /// The body of every HTTP message inside the node: wasmtime-wasi-http's own type, so nothing is copied at the border.
 pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, wasmtime_wasi_http::Error>;
@@ -195,6 +199,8 @@ pub struct Network {
     /// Set by the listeners task when it has acted on a complete table once.
     synced: watch::Sender<bool>,
     started: Mutex<bool>,
+    /// Tasks that serve until the very end.
+    followers: TaskTracker,
 }
 
 // === impl Config ===
@@ -244,6 +250,7 @@ impl Network {
             listening: watch::Sender::new(Arc::new(Vec::new())),
             synced: watch::Sender::new(false),
             started: Mutex::new(false),
+            followers: TaskTracker::new(),
         })
     }
 
@@ -263,13 +270,13 @@ impl Network {
         if std::mem::replace(&mut *started, true) {
             return Err(Error::Started);
         }
-        let tasks = &self.fabric.tasks;
-        tasks.spawn(services::run(
+        self.followers.spawn(services::run(
             client.clone(),
             self.tables.clone(),
             self.fabric.stop.clone(),
         ));
-        tasks.spawn(listeners::run(
+        self.followers.close();
+        self.fabric.tasks.spawn(listeners::run(
             client,
             Arc::clone(&self.fabric),
             self.listening.clone(),

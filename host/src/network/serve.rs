@@ -17,7 +17,7 @@ use super::{Body, HttpError, HttpHandler, Stream, http as dispatch};
 
 /// Serves one connection of a pod's port in a task of its own, until either end closes it.
 pub(crate) fn spawn(fabric: &Arc<Fabric>, stream: Stream, handler: Arc<dyn HttpHandler>) {
-    let stop = fabric.stop.clone();
+    let (stop, draining) = (fabric.stop.clone(), fabric.draining.clone());
     let header_timeout = fabric.config.limits.header_timeout;
     let authority = stream.local.to_string();
     fabric.tasks.spawn(async move {
@@ -34,11 +34,17 @@ pub(crate) fn spawn(fabric: &Arc<Fabric>, stream: Stream, handler: Arc<dyn HttpH
             .http2()
             .timer(TokioTimer::new());
         let io = TokioIo::new(stream.into_io());
-        let connection = builder.serve_connection(io, service);
+        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+        // An error here is the client's: it went away or spoke no HTTP.
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = connection.as_mut() => return,
+            () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            // An error here is the client's: it went away or spoke no HTTP.
             _ = connection => {}
         }
     });

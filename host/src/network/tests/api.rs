@@ -84,10 +84,18 @@ async fn answer(
         .unwrap_or_default()
         .contains("watch=true")
     {
-        let feed = BroadcastStream::new(events.subscribe()).filter_map(move |event| {
-            let (at, event) = event.ok()?;
-            (at == path).then(|| Ok(Frame::data(Bytes::from(format!("{event}\n")))))
-        });
+        let objects = objects.lock().unwrap();
+        let known: Vec<_> = objects
+            .iter()
+            .map(|(at, object)| Ok((*at, json!({"type": "ADDED", "object": object}))))
+            .collect();
+        let events = BroadcastStream::new(events.subscribe());
+        let feed = tokio_stream::iter(known)
+            .chain(events)
+            .filter_map(move |event| {
+                let (at, event) = event.ok()?;
+                (at == path).then(|| Ok(Frame::data(Bytes::from(format!("{event}\n")))))
+            });
         return Response::new(StreamBody::new(feed).boxed_unsync());
     }
     let items: Vec<Value> = objects

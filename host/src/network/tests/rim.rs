@@ -25,7 +25,7 @@ fn slice(name: &str, port: Value, pods: &[&PodNetwork]) -> Value {
         .map(|pod| json!({"addresses": [pod.address().to_string()]}))
         .collect();
     json!({"addressType": "IPv4", "ports": [port], "endpoints": endpoints,
-        "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}}})
+        "metadata": {"name": name, "namespace": "shop", "resourceVersion": "1", "labels": {"kubernetes.io/service-name": name}}})
 }
 
 /// A port that was free a moment ago.

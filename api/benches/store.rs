@@ -149,6 +149,16 @@ async fn start(path: &Path) -> Result<()> {
         grown / objects as u64,
         std::fs::metadata(path)?.len() / objects as u64,
     );
+    let begun = Instant::now();
+    let mut list = Vec::new();
+    for object in store.cache().snapshot("pods").iter().take(10_000) {
+        list.extend_from_slice(&object.bytes);
+    }
+    println!(
+        "  a list of {} objects put together: {:.1?}",
+        objects.min(10_000),
+        begun.elapsed()
+    );
     store.close().await;
     Ok(())
 }

@@ -322,23 +322,23 @@ async fn the_file_forgets_what_the_cache_has_forgotten() {
         })
         .await;
     for _ in 0..3 {
-        let puts = (0..500).map(|i| put(&pod(&format!("p{i}")), Expect::Any, "x"));
+        let puts = (0..1_000).map(|i| put(&pod(&format!("p{i}")), Expect::Any, "x"));
         w.store.commit(puts.collect()).await.unwrap();
     }
-    assert_eq!(disk.count("SELECT count(*) FROM history").await, 1_500);
+    assert_eq!(disk.count("SELECT count(*) FROM history").await, 3_000);
     w.store.compact(1_400).await.unwrap();
     eventually("old history leaves the file", || async {
-        disk.count("SELECT count(*) FROM history").await == 100
+        disk.count("SELECT count(*) FROM history").await == 1_600
     })
     .await;
     w.store.close().await;
     let w = disk.open().await;
     assert_eq!(w.cache().stats().horizon, 1_400);
-    assert_eq!(w.cache().snapshot("pods").len(), 500);
-    let mut watcher = w.cache().watch("pods", 1_499).unwrap();
+    assert_eq!(w.cache().snapshot("pods").len(), 1_000);
+    let mut watcher = w.cache().watch("pods", 2_999).unwrap();
     assert_eq!(
         next(&mut watcher).await.unwrap(),
-        "1500+pods/default/p499=x"
+        "3000+pods/default/p999=x"
     );
 }
 

@@ -30,7 +30,9 @@ fn main() -> Result<()> {
     runtime.block_on(async {
         for clients in [1, 8, 64, 256] {
             let path = directory.join(format!("bench-{clients}.db"));
+            let begun = Instant::now();
             let store = Sqlite::open(&path, indexer()).await?;
+            println!("a new store: {:.1?}", begun.elapsed());
             creates("SQLite", Arc::new(store), clients).await?;
             start(&path).await?;
         }
@@ -155,7 +157,7 @@ async fn start(path: &Path) -> Result<()> {
         list.extend_from_slice(&object.bytes);
     }
     println!(
-        "  a list of {} objects put together: {:.1?}",
+        "  a list of {} objects copied into one buffer: {:.1?}",
         objects.min(10_000),
         begun.elapsed()
     );

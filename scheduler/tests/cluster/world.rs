@@ -1,0 +1,305 @@
+//! A cluster for one test: the real API server in memory, this crate, and nodes whose pods are ready as soon as they are
+//! bound. Everything a test waits for is waited for by watching, with a deadline.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::time::Duration;
+
+use api::auth::User;
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::wait::{Condition, await_condition};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use scheduler::{Args, Config, Handle};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tower::ServiceExt;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+pub struct World {
+    pub client: Client,
+    api: api::Handle,
+    scheduler: Handle,
+    nodes: Vec<JoinHandle<()>>,
+}
+
+impl World {
+    /// A cluster with nodes of that many cores.
+    pub async fn new(cores: &[u32]) -> Self {
+        let api = api::start(api::Config::in_memory())
+            .await
+            .expect("the API server starts");
+        let client = client(&api, User::admin());
+        let controllers = client_of(&api, "system:kube-controller-manager");
+        let scheduler = scheduler::start(Config {
+            client: controllers,
+            identity: None,
+            args: Args::default(),
+        });
+        let mut world = Self {
+            client,
+            api,
+            scheduler,
+            nodes: Vec::new(),
+        };
+        for (index, cores) in cores.iter().enumerate() {
+            world
+                .add_node(&format!("node-{index}"), index, *cores)
+                .await;
+        }
+        world
+    }
+
+    async fn add_node(&mut self, name: &str, index: usize, cores: u32) {
+        let node: Node = object(json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        }));
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        nodes
+            .create(&PostParams::default(), &node)
+            .await
+            .expect("a node");
+        let status = json!({"status": {
+            "allocatable": {"cpu": cores.to_string(), "memory": "64Gi", "pods": "5000"},
+            "capacity": {"cpu": cores.to_string(), "memory": "64Gi", "pods": "5000"},
+            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+        }});
+        nodes
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(&status))
+            .await
+            .expect("the node's status");
+        self.nodes.push(tokio::spawn(run_node(
+            self.client.clone(),
+            name.to_owned(),
+            index,
+        )));
+    }
+
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), "default")
+    }
+
+    pub async fn create<K>(&self, value: Value) -> K
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + serde::Serialize
+            + Clone
+            + Debug,
+    {
+        self.api::<K>()
+            .create(&PostParams::default(), &object::<K>(value))
+            .await
+            .expect("it is created")
+    }
+
+    pub async fn patch<K>(&self, name: &str, patch: Value) -> K
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + Clone
+            + Debug,
+    {
+        self.api::<K>()
+            .patch(name, &PatchParams::default(), &Patch::Strategic(&patch))
+            .await
+            .expect("it is patched")
+    }
+
+    /// Waits until the object is as it should be, and shows the cluster when it does not become so.
+    pub async fn until<K>(&self, api: Api<K>, name: &str, condition: impl Condition<K>) -> Option<K>
+    where
+        K: kube::Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static,
+    {
+        let waited = tokio::time::timeout(DEADLINE, await_condition(api, name, condition)).await;
+        match waited {
+            Ok(Ok(object)) => object,
+            Ok(Err(error)) => panic!("waiting for {name}: {error}"),
+            Err(_) => panic!("waited for {name} in vain\n{}", self.describe().await),
+        }
+    }
+
+    pub async fn until_available(&self, name: &str, replicas: i32) -> Deployment {
+        let done = move |d: Option<&Deployment>| {
+            d.is_some_and(|d| {
+                let status = d.status.clone().unwrap_or_default();
+                status.observed_generation == d.metadata.generation
+                    && status.available_replicas.unwrap_or(0) == replicas
+                    && status.updated_replicas.unwrap_or(0) == replicas
+                    && status.replicas.unwrap_or(0) == replicas
+            })
+        };
+        self.until(self.api(), name, done)
+            .await
+            .expect("the deployment is there")
+    }
+
+    pub async fn until_gone<K>(&self, api: Api<K>, name: &str)
+    where
+        K: kube::Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static,
+    {
+        self.until(api, name, |o: Option<&K>| o.is_none()).await;
+    }
+
+    pub async fn names<K>(&self) -> Vec<String>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + Clone
+            + Debug,
+    {
+        let list = self
+            .api::<K>()
+            .list(&ListParams::default())
+            .await
+            .expect("a list");
+        list.iter().map(ResourceExt::name_any).collect()
+    }
+
+    async fn describe(&self) -> String {
+        let deployments = self.api::<Deployment>().list(&ListParams::default()).await;
+        let sets = self.api::<ReplicaSet>().list(&ListParams::default()).await;
+        let pods = self.api::<Pod>().list(&ListParams::default()).await;
+        let events = self.api::<Event>().list(&ListParams::default()).await;
+        let events: Vec<String> = events
+            .iter()
+            .flat_map(|e| &e.items)
+            .map(|e| format!("{:?} {:?}", e.reason, e.message))
+            .collect();
+        let pods: Vec<String> = pods
+            .iter()
+            .flat_map(|p| &p.items)
+            .take(20)
+            .map(|p| {
+                format!(
+                    "{} on {:?}: {:?}",
+                    p.name_any(),
+                    p.spec.as_ref().and_then(|s| s.node_name.clone()),
+                    p.status
+                )
+            })
+            .collect();
+        let status: Vec<String> = deployments
+            .iter()
+            .flat_map(|d| &d.items)
+            .map(|d| format!("{:?}", d.status))
+            .collect();
+        let sets: Vec<String> = sets
+            .iter()
+            .flat_map(|d| &d.items)
+            .map(|d| format!("{} {:?}", d.name_any(), d.status))
+            .collect();
+        format!("{status:#?}\n{sets:#?}\n{pods:#?}\n{events:#?}")
+    }
+
+    pub async fn stop(self) {
+        for node in self.nodes {
+            node.abort();
+        }
+        self.scheduler.shutdown().await;
+        self.api.shutdown().await;
+    }
+}
+
+fn client_of(api: &api::Handle, name: &str) -> Client {
+    client(api, User::authenticated(name, &["system:masters"]))
+}
+
+fn client(api: &api::Handle, user: User) -> Client {
+    let router = api
+        .router_as(user)
+        .map_request(|r: http::Request<kube::client::Body>| r.map(axum::body::Body::new));
+    Client::new(router, "default")
+}
+
+pub fn object<K: DeserializeOwned>(value: Value) -> K {
+    serde_json::from_value(value).expect("the test's object is well formed")
+}
+
+/// A node on which everything is ready at once and ends at once.
+async fn run_node(client: Client, name: String, index: usize) {
+    let all: Api<Pod> = Api::all(client.clone());
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
+    let mut known = BTreeMap::<String, usize>::new();
+    let mut pods = std::pin::pin!(watcher(all, config).default_backoff().applied_objects());
+    while let Some(pod) = pods.next().await {
+        let Ok(pod) = pod else { continue };
+        let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+        let uid = pod.uid().unwrap_or_default();
+        if pod.metadata.deletion_timestamp.is_some() {
+            tokio::spawn(async move {
+                let now = DeleteParams::default().grace_period(0);
+                let _ = api.delete(&pod.name_any(), &now).await;
+            });
+            continue;
+        }
+        let count = known.len();
+        if known.contains_key(&uid) {
+            continue;
+        }
+        known.insert(uid, count);
+        let ip = format!("100.{}.{}.{}", 64 + index, count / 250, count % 250 + 1);
+        let now = "2026-01-01T00:00:00Z";
+        let status = json!({"status": {
+            "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": "127.0.0.1",
+            "conditions": [
+                {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
+                {"type": "Ready", "status": "True", "lastTransitionTime": now}],
+        }});
+        tokio::spawn(async move {
+            let _ = api
+                .patch_status(
+                    &pod.name_any(),
+                    &PatchParams::default(),
+                    &Patch::Merge(&status),
+                )
+                .await;
+        });
+    }
+}
+
+pub fn deployment(name: &str, replicas: i32, image: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"containers": [{"name": "c", "image": image, "ports": [{"name": "http", "containerPort": 8080}],
+                    "resources": {"requests": {"cpu": "10m"}}}]}
+            }
+        }
+    })
+}
+
+pub fn service(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {"selector": {"app": name}, "ports": [{"name": "web", "port": 80, "targetPort": "http"}]}
+    })
+}
+
+/// Waits for the first Event about an object with that reason.
+pub async fn event(world: &World, about: &str, reason: &str) -> Event {
+    let events: Api<Event> = world.api();
+    let fields = format!("involvedObject.name={about},reason={reason}");
+    let config = watcher::Config::default().fields(&fields);
+    let mut stream = std::pin::pin!(watcher(events, config).applied_objects());
+    tokio::time::timeout(DEADLINE, stream.try_next())
+        .await
+        .expect("the Event comes in time")
+        .expect("the watch works")
+        .expect("the watch does not end")
+}

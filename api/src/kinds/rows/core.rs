@@ -3,7 +3,7 @@
 use super::{CREATE, PROXY, READ_WRITE, STREAM, row, sub};
 use crate::kinds::Scope::{Cluster, Namespaced};
 use crate::kinds::{
-    Kind, Subresource, config, endpoints, events, namespace, node, pod, service, workload,
+    Kind, Subresource, columns, config, endpoints, events, namespace, node, pod, service, workload,
 };
 
 const POD_SUBRESOURCES: &[Subresource] = &[
@@ -23,21 +23,26 @@ pub(super) fn core() -> Vec<Kind> {
     vec![
         row("", "v1", "Binding", "bindings", Namespaced).verbs(&["create"]),
         row("", "v1", "ComponentStatus", "componentstatuses", Cluster)
+            .columns(&columns::cluster::COMPONENT_STATUS)
             .verbs(&["get", "list"])
             .short(&["cs"]),
         row("", "v1", "ConfigMap", "configmaps", Namespaced)
+            .columns(&columns::cluster::CONFIG_MAP)
             .strategy(&config::CONFIG_MAP)
             .short(&["cm"]),
         row("", "v1", "Endpoints", "endpoints", Namespaced)
+            .columns(&columns::network::ENDPOINTS)
             .strategy(&endpoints::ENDPOINTS)
             .short(&["ep"]),
         row("", "v1", "Event", "events", Namespaced)
+            .columns(&columns::cluster::EVENT)
             .strategy(&events::EVENT)
             .short(&["ev"]),
         row("", "v1", "LimitRange", "limitranges", Namespaced)
             .short(&["limits"])
             .unattended("LimitRange is stored, but admission does not apply it yet"),
         row("", "v1", "Namespace", "namespaces", Cluster)
+            .columns(&columns::cluster::NAMESPACE)
             .strategy(&namespace::NAMESPACE)
             .verbs(&[
                 "create", "delete", "get", "list", "patch", "update", "watch",
@@ -52,6 +57,7 @@ pub(super) fn core() -> Vec<Kind> {
                 },
             ),
         row("", "v1", "Node", "nodes", Cluster)
+            .columns(&columns::cluster::NODE)
             .strategy(&node::NODE)
             .short(&["no"])
             .subresources(
@@ -69,19 +75,24 @@ pub(super) fn core() -> Vec<Kind> {
             "persistentvolumeclaims",
             Namespaced,
         )
+        .columns(&columns::storage::PERSISTENT_VOLUME_CLAIM)
         .short(&["pvc"])
         .subresources(const { &[sub("status", "", "", "PersistentVolumeClaim", READ_WRITE)] })
         .unattended("PersistentVolumeClaim is stored, but no controller binds it yet"),
         row("", "v1", "PersistentVolume", "persistentvolumes", Cluster)
+            .columns(&columns::storage::PERSISTENT_VOLUME)
             .short(&["pv"])
             .subresources(const { &[sub("status", "", "", "PersistentVolume", READ_WRITE)] })
             .unattended("PersistentVolume is stored, but no controller binds it yet"),
         row("", "v1", "Pod", "pods", Namespaced)
+            .columns(&columns::pod::POD)
             .strategy(&pod::POD)
             .short(&["po"])
             .categories(&["all"])
             .subresources(POD_SUBRESOURCES),
-        row("", "v1", "PodTemplate", "podtemplates", Namespaced).strategy(&workload::POD_TEMPLATE),
+        row("", "v1", "PodTemplate", "podtemplates", Namespaced)
+            .columns(&columns::pod::POD_TEMPLATE)
+            .strategy(&workload::POD_TEMPLATE),
         row(
             "",
             "v1",
@@ -89,6 +100,7 @@ pub(super) fn core() -> Vec<Kind> {
             "replicationcontrollers",
             Namespaced,
         )
+        .columns(&columns::workload::REPLICATION_CONTROLLER)
         .strategy(&workload::REPLICATION_CONTROLLER)
         .short(&["rc"])
         .categories(&["all"])
@@ -102,11 +114,15 @@ pub(super) fn core() -> Vec<Kind> {
         )
         .unattended("ReplicationController is stored, but no controller makes its pods yet"),
         row("", "v1", "ResourceQuota", "resourcequotas", Namespaced)
+            .columns(&columns::policy::RESOURCE_QUOTA)
             .short(&["quota"])
             .subresources(const { &[sub("status", "", "", "ResourceQuota", READ_WRITE)] })
             .unattended("ResourceQuota is stored, but admission does not charge against it yet"),
-        row("", "v1", "Secret", "secrets", Namespaced).strategy(&config::SECRET),
+        row("", "v1", "Secret", "secrets", Namespaced)
+            .columns(&columns::cluster::SECRET)
+            .strategy(&config::SECRET),
         row("", "v1", "ServiceAccount", "serviceaccounts", Namespaced)
+            .columns(&columns::NAME_AND_AGE)
             .strategy(&config::SERVICE_ACCOUNT)
             .short(&["sa"])
             .subresources(
@@ -121,6 +137,7 @@ pub(super) fn core() -> Vec<Kind> {
                 },
             ),
         row("", "v1", "Service", "services", Namespaced)
+            .columns(&columns::network::SERVICE)
             .strategy(&service::SERVICE)
             .short(&["svc"])
             .categories(&["all"])

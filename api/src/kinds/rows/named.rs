@@ -3,7 +3,7 @@
 use super::{READ_WRITE, row, sub};
 use crate::kinds::Kind;
 use crate::kinds::Scope::{Cluster, Namespaced};
-use crate::kinds::{autoscaling, endpoints, events, lease, workload};
+use crate::kinds::{autoscaling, columns, endpoints, events, lease, workload};
 
 pub(super) fn apiregistration() -> Vec<Kind> {
     vec![
@@ -14,6 +14,7 @@ pub(super) fn apiregistration() -> Vec<Kind> {
             "apiservices",
             Cluster,
         )
+        .columns(&columns::policy::API_SERVICE)
         .categories(&["api-extensions"])
         .subresources(const { &[sub("status", "", "", "APIService", READ_WRITE)] })
         .unattended(
@@ -31,14 +32,17 @@ pub(super) fn apps() -> Vec<Kind> {
             "controllerrevisions",
             Namespaced,
         )
+        .columns(&columns::workload::CONTROLLER_REVISION)
         .strategy(&workload::CONTROLLER_REVISION),
         row("apps", "v1", "DaemonSet", "daemonsets", Namespaced)
+            .columns(&columns::workload::DAEMON_SET)
             .strategy(&workload::DAEMON_SET)
             .short(&["ds"])
             .categories(&["all"])
             .subresources(const { &[sub("status", "", "", "DaemonSet", READ_WRITE)] })
             .unattended("DaemonSet is stored, but no controller makes its pods yet"),
         row("apps", "v1", "Deployment", "deployments", Namespaced)
+            .columns(&columns::workload::DEPLOYMENT)
             .strategy(&workload::DEPLOYMENT)
             .short(&["deploy"])
             .categories(&["all"])
@@ -51,6 +55,7 @@ pub(super) fn apps() -> Vec<Kind> {
                 },
             ),
         row("apps", "v1", "ReplicaSet", "replicasets", Namespaced)
+            .columns(&columns::workload::REPLICA_SET)
             .strategy(&workload::REPLICA_SET)
             .short(&["rs"])
             .categories(&["all"])
@@ -63,6 +68,7 @@ pub(super) fn apps() -> Vec<Kind> {
                 },
             ),
         row("apps", "v1", "StatefulSet", "statefulsets", Namespaced)
+            .columns(&columns::workload::STATEFUL_SET)
             .strategy(&workload::STATEFUL_SET)
             .short(&["sts"])
             .categories(&["all"])
@@ -81,6 +87,7 @@ pub(super) fn apps() -> Vec<Kind> {
 pub(super) fn events() -> Vec<Kind> {
     vec![
         row("events.k8s.io", "v1", "Event", "events", Namespaced)
+            .columns(&columns::cluster::NEW_EVENT)
             .strategy(&events::NEW_EVENT)
             .stored_as("events", &events::NewEvents)
             .short(&["ev"]),
@@ -154,6 +161,7 @@ pub(super) fn autoscaling() -> Vec<Kind> {
             "horizontalpodautoscalers",
             Namespaced,
         )
+        .columns(&columns::workload::HORIZONTAL_POD_AUTOSCALER)
         .short(&["hpa"])
         .categories(&["all"])
         .subresources(const { &[sub("status", "", "", "HorizontalPodAutoscaler", READ_WRITE)] })
@@ -165,6 +173,7 @@ pub(super) fn autoscaling() -> Vec<Kind> {
             "horizontalpodautoscalers",
             Namespaced,
         )
+        .columns(&columns::workload::HORIZONTAL_POD_AUTOSCALER_V1)
         .stored_as(
             "autoscaling/horizontalpodautoscalers",
             &autoscaling::Version1,
@@ -179,11 +188,13 @@ pub(super) fn autoscaling() -> Vec<Kind> {
 pub(super) fn batch() -> Vec<Kind> {
     vec![
         row("batch", "v1", "CronJob", "cronjobs", Namespaced)
+            .columns(&columns::workload::CRON_JOB)
             .short(&["cj"])
             .categories(&["all"])
             .subresources(const { &[sub("status", "", "", "CronJob", READ_WRITE)] })
             .unattended("CronJob is stored, but no controller makes its Jobs yet"),
         row("batch", "v1", "Job", "jobs", Namespaced)
+            .columns(&columns::workload::JOB)
             .categories(&["all"])
             .subresources(const { &[sub("status", "", "", "Job", READ_WRITE)] })
             .unattended("Job is stored, but no controller makes its pods yet"),
@@ -199,6 +210,7 @@ pub(super) fn certificates() -> Vec<Kind> {
             "certificatesigningrequests",
             Cluster,
         )
+        .columns(&columns::cluster::CERTIFICATE_SIGNING_REQUEST)
         .short(&["csr"])
         .subresources(
             const {
@@ -216,11 +228,11 @@ pub(super) fn certificates() -> Vec<Kind> {
 
 pub(super) fn networking() -> Vec<Kind> {
     vec![
-        row("networking.k8s.io", "v1", "IngressClass", "ingressclasses", Cluster).unattended("IngressClass is stored, but no ingress controller runs yet"),
-        row("networking.k8s.io", "v1", "Ingress", "ingresses", Namespaced).short(&["ing"]).subresources(const { &[sub("status", "", "", "Ingress", READ_WRITE)] }).unattended("Ingress is stored, but nothing listens for it yet"),
-        row("networking.k8s.io", "v1", "IPAddress", "ipaddresses", Cluster).short(&["ip"]),
-        row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", Namespaced).short(&["netpol"]).unattended("NetworkPolicy is stored, but the network does not enforce it yet"),
-        row("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", Cluster).subresources(const { &[sub("status", "", "", "ServiceCIDR", READ_WRITE)] }).unattended("ServiceCIDR is stored, but service addresses come from the range the server was started with"),
+        row("networking.k8s.io", "v1", "IngressClass", "ingressclasses", Cluster).columns(&columns::network::INGRESS_CLASS).unattended("IngressClass is stored, but no ingress controller runs yet"),
+        row("networking.k8s.io", "v1", "Ingress", "ingresses", Namespaced).columns(&columns::network::INGRESS).short(&["ing"]).subresources(const { &[sub("status", "", "", "Ingress", READ_WRITE)] }).unattended("Ingress is stored, but nothing listens for it yet"),
+        row("networking.k8s.io", "v1", "IPAddress", "ipaddresses", Cluster).columns(&columns::network::IP_ADDRESS).short(&["ip"]),
+        row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", Namespaced).columns(&columns::network::NETWORK_POLICY).short(&["netpol"]).unattended("NetworkPolicy is stored, but the network does not enforce it yet"),
+        row("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", Cluster).columns(&columns::network::SERVICE_CIDR).subresources(const { &[sub("status", "", "", "ServiceCIDR", READ_WRITE)] }).unattended("ServiceCIDR is stored, but service addresses come from the range the server was started with"),
     ]
 }
 
@@ -233,6 +245,7 @@ pub(super) fn policy() -> Vec<Kind> {
             "poddisruptionbudgets",
             Namespaced,
         )
+        .columns(&columns::workload::POD_DISRUPTION_BUDGET)
         .short(&["pdb"])
         .subresources(const { &[sub("status", "", "", "PodDisruptionBudget", READ_WRITE)] })
         .unattended("PodDisruptionBudget is stored, but evictions do not ask it yet"),
@@ -248,6 +261,7 @@ pub(super) fn rbac() -> Vec<Kind> {
             "clusterrolebindings",
             Cluster,
         )
+        .columns(&columns::policy::ROLE_BINDING)
         .unattended("ClusterRoleBinding is stored, but authorization does not evaluate it yet"),
         row(
             "rbac.authorization.k8s.io",
@@ -264,6 +278,7 @@ pub(super) fn rbac() -> Vec<Kind> {
             "rolebindings",
             Namespaced,
         )
+        .columns(&columns::policy::ROLE_BINDING)
         .unattended("RoleBinding is stored, but authorization does not evaluate it yet"),
         row(
             "rbac.authorization.k8s.io",
@@ -279,8 +294,10 @@ pub(super) fn rbac() -> Vec<Kind> {
 pub(super) fn storage() -> Vec<Kind> {
     vec![
         row("storage.k8s.io", "v1", "CSIDriver", "csidrivers", Cluster)
+            .columns(&columns::storage::CSI_DRIVER)
             .unattended("CSIDriver is stored, but nodes do not speak to CSI drivers"),
         row("storage.k8s.io", "v1", "CSINode", "csinodes", Cluster)
+            .columns(&columns::storage::CSI_NODE)
             .unattended("CSINode is stored, but nodes do not speak to CSI drivers"),
         row(
             "storage.k8s.io",
@@ -289,6 +306,7 @@ pub(super) fn storage() -> Vec<Kind> {
             "csistoragecapacities",
             Namespaced,
         )
+        .columns(&columns::storage::CSI_STORAGE_CAPACITY)
         .unattended("CSIStorageCapacity is stored, but the scheduler does not look at it yet"),
         row(
             "storage.k8s.io",
@@ -297,6 +315,7 @@ pub(super) fn storage() -> Vec<Kind> {
             "storageclasses",
             Cluster,
         )
+        .columns(&columns::storage::STORAGE_CLASS)
         .short(&["sc"])
         .unattended("StorageClass is stored, but nothing provisions volumes from it yet"),
         row(
@@ -306,6 +325,7 @@ pub(super) fn storage() -> Vec<Kind> {
             "volumeattachments",
             Cluster,
         )
+        .columns(&columns::storage::VOLUME_ATTACHMENT)
         .subresources(const { &[sub("status", "", "", "VolumeAttachment", READ_WRITE)] })
         .unattended("VolumeAttachment is stored, but nothing attaches volumes yet"),
         row(
@@ -315,6 +335,7 @@ pub(super) fn storage() -> Vec<Kind> {
             "volumeattributesclasses",
             Cluster,
         )
+        .columns(&columns::storage::VOLUME_ATTRIBUTES_CLASS)
         .short(&["vac"])
         .unattended("VolumeAttributesClass is stored, but nothing modifies volumes with it yet"),
     ]
@@ -322,12 +343,12 @@ pub(super) fn storage() -> Vec<Kind> {
 
 pub(super) fn admissionregistration() -> Vec<Kind> {
     vec![
-        row("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicy", "mutatingadmissionpolicies", Cluster).categories(&["api-extensions"]).unattended("MutatingAdmissionPolicy is stored, but admission does not evaluate it yet"),
-        row("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings", Cluster).categories(&["api-extensions"]).unattended("MutatingAdmissionPolicyBinding is stored, but admission does not evaluate its policy yet"),
-        row("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", Cluster).categories(&["api-extensions"]).unattended("MutatingWebhookConfiguration is stored, but admission does not call its webhooks yet"),
-        row("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", Cluster).categories(&["api-extensions"]).subresources(const { &[sub("status", "", "", "ValidatingAdmissionPolicy", READ_WRITE)] }).unattended("ValidatingAdmissionPolicy is stored, but admission does not evaluate it yet"),
-        row("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", Cluster).categories(&["api-extensions"]).unattended("ValidatingAdmissionPolicyBinding is stored, but admission does not evaluate its policy yet"),
-        row("admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", Cluster).categories(&["api-extensions"]).unattended("ValidatingWebhookConfiguration is stored, but admission does not call its webhooks yet"),
+        row("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicy", "mutatingadmissionpolicies", Cluster).columns(&columns::policy::MUTATING_POLICY).categories(&["api-extensions"]).unattended("MutatingAdmissionPolicy is stored, but admission does not evaluate it yet"),
+        row("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings", Cluster).columns(&columns::policy::POLICY_BINDING).categories(&["api-extensions"]).unattended("MutatingAdmissionPolicyBinding is stored, but admission does not evaluate its policy yet"),
+        row("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", Cluster).columns(&columns::policy::WEBHOOK_CONFIGURATION).categories(&["api-extensions"]).unattended("MutatingWebhookConfiguration is stored, but admission does not call its webhooks yet"),
+        row("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", Cluster).columns(&columns::policy::VALIDATING_POLICY).categories(&["api-extensions"]).subresources(const { &[sub("status", "", "", "ValidatingAdmissionPolicy", READ_WRITE)] }).unattended("ValidatingAdmissionPolicy is stored, but admission does not evaluate it yet"),
+        row("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", Cluster).columns(&columns::policy::POLICY_BINDING).categories(&["api-extensions"]).unattended("ValidatingAdmissionPolicyBinding is stored, but admission does not evaluate its policy yet"),
+        row("admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", Cluster).columns(&columns::policy::WEBHOOK_CONFIGURATION).categories(&["api-extensions"]).unattended("ValidatingWebhookConfiguration is stored, but admission does not call its webhooks yet"),
     ]
 }
 
@@ -368,12 +389,17 @@ pub(super) fn scheduling() -> Vec<Kind> {
             "priorityclasses",
             Cluster,
         )
+        .columns(&columns::cluster::PRIORITY_CLASS)
         .short(&["pc"]),
     ]
 }
 
 pub(super) fn coordination() -> Vec<Kind> {
-    vec![row("coordination.k8s.io", "v1", "Lease", "leases", Namespaced).strategy(&lease::LEASE)]
+    vec![
+        row("coordination.k8s.io", "v1", "Lease", "leases", Namespaced)
+            .columns(&columns::cluster::LEASE)
+            .strategy(&lease::LEASE),
+    ]
 }
 
 pub(super) fn node() -> Vec<Kind> {
@@ -385,6 +411,7 @@ pub(super) fn node() -> Vec<Kind> {
             "runtimeclasses",
             Cluster,
         )
+        .columns(&columns::cluster::RUNTIME_CLASS)
         .unattended("RuntimeClass is stored, but nodes do not choose a sandbox by it yet"),
     ]
 }
@@ -398,6 +425,7 @@ pub(super) fn discovery() -> Vec<Kind> {
             "endpointslices",
             Namespaced,
         )
+        .columns(&columns::network::ENDPOINT_SLICE)
         .strategy(&endpoints::ENDPOINT_SLICE),
     ]
 }
@@ -411,6 +439,7 @@ pub(super) fn resource() -> Vec<Kind> {
             "deviceclasses",
             Cluster,
         )
+        .columns(&columns::NAME_AND_AGE)
         .unattended("DeviceClass is stored, but nothing allocates devices yet"),
         row(
             "resource.k8s.io",
@@ -419,6 +448,7 @@ pub(super) fn resource() -> Vec<Kind> {
             "resourceclaims",
             Namespaced,
         )
+        .columns(&columns::policy::RESOURCE_CLAIM)
         .subresources(const { &[sub("status", "", "", "ResourceClaim", READ_WRITE)] })
         .unattended("ResourceClaim is stored, but nothing allocates devices yet"),
         row(
@@ -428,6 +458,7 @@ pub(super) fn resource() -> Vec<Kind> {
             "resourceclaimtemplates",
             Namespaced,
         )
+        .columns(&columns::NAME_AND_AGE)
         .unattended("ResourceClaimTemplate is stored, but nothing allocates devices yet"),
         row(
             "resource.k8s.io",
@@ -436,6 +467,7 @@ pub(super) fn resource() -> Vec<Kind> {
             "resourceslices",
             Cluster,
         )
+        .columns(&columns::policy::RESOURCE_SLICE)
         .unattended("ResourceSlice is stored, but nothing allocates devices yet"),
     ]
 }
@@ -449,6 +481,7 @@ pub(super) fn flow_control() -> Vec<Kind> {
             "flowschemas",
             Cluster,
         )
+        .columns(&columns::policy::FLOW_SCHEMA)
         .subresources(const { &[sub("status", "", "", "FlowSchema", READ_WRITE)] })
         .unattended("FlowSchema is stored, but requests are not sorted by it yet"),
         row(
@@ -458,6 +491,7 @@ pub(super) fn flow_control() -> Vec<Kind> {
             "prioritylevelconfigurations",
             Cluster,
         )
+        .columns(&columns::policy::PRIORITY_LEVEL)
         .subresources(
             const {
                 &[sub(

@@ -237,7 +237,8 @@ async fn route(
     if !path.subresource.is_empty() {
         return subresource::serve(&call, info.verb, &parts.method, body).await;
     }
-    if !kind.has_verb(info.verb) {
+    let needs_a_name = matches!(info.verb, "update" | "patch");
+    if !kind.has_verb(info.verb) || (needs_a_name && path.name.is_empty()) {
         return Err(Error::method_not_allowed());
     }
     match info.verb {

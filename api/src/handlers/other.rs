@@ -11,9 +11,9 @@ use types::well_known::{GIT_VERSION, KUBERNETES_MAJOR, KUBERNETES_MINOR};
 
 use super::reply::Reply;
 use super::{Api, Call};
-use crate::discovery;
 use crate::request::{Query, RequestInfo};
 use crate::status::Error;
+use crate::{discovery, openapi};
 
 pub(super) async fn serve(
     api: &Arc<Api>,
@@ -47,14 +47,29 @@ pub(super) async fn serve(
             reply.headers.insert(http::header::CONTENT_TYPE, kind);
             Ok(reply)
         }
-        _ => derived(api, parts, path),
+        _ => derived(api, parts, query, path).await,
     }
 }
 
 /// Discovery and OpenAPI, derived from kinds and schema.
-fn derived(api: &Api, parts: &Parts, path: &str) -> Result<Reply, Error> {
+async fn derived(api: &Api, parts: &Parts, query: &Query, path: &str) -> Result<Reply, Error> {
+    if path.starts_with("/openapi/") {
+        return documents(parts, query, path).await;
+    }
     let server = api.settings.advertised.to_string();
     match discovery::respond(api.kinds, path, &parts.headers, &server) {
+        None => Ok(Reply::no_page()),
+        Some(response) => Ok(Reply::from_bytes(response?)),
+    }
+}
+
+/// The first answer is built in tens of milliseconds of pure computing: off the threads that serve everybody.
+async fn documents(parts: &Parts, query: &Query, path: &str) -> Result<Reply, Error> {
+    let (path, headers) = (path.to_owned(), parts.headers.clone());
+    let hash = query.first("hash").map(str::to_owned);
+    let work = move || openapi::builtin().respond(&path, hash.as_deref(), &headers);
+    let answer = tokio::task::spawn_blocking(work).await;
+    match answer.map_err(|error| Error::internal(error.to_string()))? {
         None => Ok(Reply::no_page()),
         Some(response) => Ok(Reply::from_bytes(response?)),
     }

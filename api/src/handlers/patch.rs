@@ -45,8 +45,7 @@ pub(super) async fn patch(call: &Call<'_>, door: Door<'_>, body: &[u8]) -> Resul
             let Some(old) = old else {
                 return Err(Error::internal("a patch has nothing to patch"));
             };
-            let patched = patch.apply(schema, ty, old.value())?;
-            let conformed = codec::conform(schema, ty, patched).map_err(|why| unfit(call, &why))?;
+            let conformed = conform(schema, ty, || patch.apply(schema, ty, old.value()))?;
             warnings.clear();
             strictness(
                 &call.gvk(),
@@ -116,9 +115,11 @@ async fn apply(
                 let why = "uid mismatch: the provided object specified uid, and no existing object was found";
                 return Err(Error::conflict(group, plural, &call.path.name, why));
             }
-            let new = patch::apply::apply(schema, ty, old, &config, manager, reset)?;
-            let conformed = codec::conform(schema, ty, new.into_value())
-                .map_err(|why| unfit(call, &why))?;
+            let make = || {
+                let new = patch::apply::apply(schema, ty, old, &config, manager, reset)?;
+                Ok(new.into_value())
+            };
+            let conformed = conform(schema, ty, make)?;
             let new = Object::new(conformed.value)
                 .map_err(|_| Error::bad_request("an apply configuration must be an object"))?;
             Ok(Change { new, owned: true })
@@ -194,15 +195,22 @@ impl Patch {
     }
 }
 
-/// A patch whose result is no object of this kind.
-fn unfit(call: &Call<'_>, why: &str) -> Error {
-    let cause = Cause::invalid("patch", &Value::Null, why);
-    Error::invalid(
-        &call.kind.group,
-        &call.kind.kind,
-        &call.path.name,
-        vec![cause],
-    )
+/// Checks and canonicalises what `make` made; it is made once more for the message when it does not fit.
+fn conform(
+    schema: &Schema,
+    ty: TypeId,
+    make: impl Fn() -> Result<Value, Error>,
+) -> Result<codec::Conformed, Error> {
+    match codec::conform(schema, ty, make()?) {
+        Ok(conformed) => Ok(conformed),
+        Err(why) => Err(unfit(&make()?.to_string(), &why)),
+    }
+}
+
+/// A patch whose result is no object of this kind. Upstream names no kind and no object here.
+fn unfit(patched: &str, why: &str) -> Error {
+    let cause = Cause::invalid("patch", &Value::from(patched), why);
+    Error::invalid("", "", "", vec![cause])
 }
 
 fn invalid_options(cause: Cause) -> Error {

@@ -9,7 +9,7 @@ use crate::status::Error;
 pub(super) async fn update(call: &Call<'_>, door: Door<'_>, body: &[u8]) -> Result<Reply, Error> {
     let options = call.query.write_options("UpdateOptions")?;
     let mut warnings = Vec::new();
-    let object = call.decode(
+    let mut object = call.decode(
         body,
         &call.kind.definition,
         &call.gvk(),
@@ -19,6 +19,7 @@ pub(super) async fn update(call: &Call<'_>, door: Door<'_>, body: &[u8]) -> Resu
     let manager = call.manager(&options).to_owned();
     let mut registry = call.registry(Door::Main, &manager, options.dry_run);
     registry.door = door;
+    registry.place(&mut object, Some(&call.path.name))?;
     let create = door == Door::Main && call.kind.strategy.create_on_update();
     let outcome = registry
         .update(&call.path.name, "update", create, &mut |_| {

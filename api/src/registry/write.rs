@@ -198,7 +198,7 @@ impl Registry<'_> {
     }
 
     /// Names and namespace of the URL are authoritative; a body that says otherwise is refused.
-    fn place(&self, new: &mut Object, name: Option<&str>) -> Result<(), Error> {
+    pub fn place(&self, new: &mut Object, name: Option<&str>) -> Result<(), Error> {
         if let Some(name) = name {
             if new.name().is_empty() {
                 new.set(&["metadata", "name"], json!(name));

@@ -9,11 +9,9 @@ use crate::support::{CONFIGMAPS, World, configmap};
 async fn wrong_bodies_are_refused_in_upstream_words() {
     let world = World::start().await;
     let strict = format!("{CONFIGMAPS}?fieldValidation=Strict");
+    let body = r#"{"metadata": {"name": "a", "foo": 1}, "bogus": 2}"#;
     let refused = world
-        .post(
-            &strict,
-            &json!({"metadata": {"name": "a", "foo": 1}, "bogus": 2}),
-        )
+        .send(Method::POST, &strict, "application/json", body)
         .await
         .expect(400);
     assert_eq!(

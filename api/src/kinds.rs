@@ -4,24 +4,30 @@
 //! output and selectors are derived from them. Never does I/O and never stores anything.
 
 pub mod autoscaling;
+pub mod batch;
 pub mod columns;
 pub mod config;
+pub mod cron;
 pub mod endpoints;
 pub mod events;
+pub mod extension;
 pub mod label_selector;
 pub mod lease;
 pub mod metadata;
 pub mod names;
 pub mod namespace;
+pub mod networking;
 pub mod node;
 pub mod path;
 pub mod pod;
 pub mod pod_spec;
 pub mod pod_template;
+pub mod policy;
 pub mod quantities;
 pub mod rows;
 pub mod rules;
 pub mod service;
+pub mod storage;
 pub mod strategy;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -3,8 +3,171 @@
 
 use serde_json::{Value, json};
 
-use super::Conversion;
+use super::rules::Check::{NotNegative, OneOf, Positive, Required, With};
+use super::rules::Literal::{EmptyList, Number, Text};
+use super::rules::{Checks, Defaults, Rules, apply_defaults};
+use super::{Conversion, path::Path, path::walk_mut};
 use crate::object::Object;
+use crate::status::Cause;
+
+pub static HORIZONTAL_POD_AUTOSCALER: Rules = Rules {
+    defaults: &[("spec.minReplicas", Number(1))],
+    default: |new| {
+        if new.list_at(&["spec", "metrics"]).is_empty() {
+            let cpu = cpu_metric("target", "Utilization", &json!(80));
+            new.set(&["spec", "metrics"], json!([cpu]));
+        }
+        if let Some(behavior) = new
+            .at_mut(&["spec", "behavior"])
+            .filter(|behavior| !behavior.is_null())
+        {
+            default_behavior(behavior);
+        }
+    },
+    status: r#"{"desiredReplicas":0,"currentMetrics":null}"#,
+    checks: CHECKS,
+    validate: |new, _, door, causes| {
+        if door == super::strategy::Door::Main {
+            validate_bounds(new, causes);
+        }
+    },
+    ..Rules::NEW
+};
+
+pub static HORIZONTAL_POD_AUTOSCALER_V1: Rules = Rules {
+    defaults: &[
+        ("spec.minReplicas", Number(1)),
+        ("spec.targetCPUUtilizationPercentage", Number(80)),
+    ],
+    status: r#"{"currentReplicas":0,"desiredReplicas":0}"#,
+    checks: &[
+        ("spec.scaleTargetRef.kind", Required),
+        ("spec.scaleTargetRef.name", Required),
+        ("spec.targetCPUUtilizationPercentage", Positive),
+    ],
+    validate: |new, _, door, causes| {
+        if door == super::strategy::Door::Main {
+            validate_bounds(new, causes);
+        }
+    },
+    ..Rules::NEW
+};
+
+const CHECKS: Checks = &[
+    ("spec.scaleTargetRef.kind", Required),
+    ("spec.scaleTargetRef.name", Required),
+    (
+        "spec.metrics[].type",
+        OneOf(&[
+            "ContainerResource",
+            "External",
+            "Object",
+            "Pods",
+            "Resource",
+        ]),
+    ),
+    ("spec.metrics[].resource.name", Required),
+    ("spec.metrics[].resource.target", With(target)),
+    ("spec.metrics[].containerResource.name", Required),
+    ("spec.metrics[].containerResource.container", Required),
+    ("spec.metrics[].containerResource.target", With(target)),
+    ("spec.metrics[].pods.metric.name", Required),
+    ("spec.metrics[].object.metric.name", Required),
+    ("spec.metrics[].external.metric.name", Required),
+    (
+        "spec.behavior.scaleUp.stabilizationWindowSeconds",
+        NotNegative,
+    ),
+    (
+        "spec.behavior.scaleDown.stabilizationWindowSeconds",
+        NotNegative,
+    ),
+    (
+        "spec.behavior.scaleUp.selectPolicy",
+        OneOf(&["Disabled", "Max", "Min"]),
+    ),
+    (
+        "spec.behavior.scaleDown.selectPolicy",
+        OneOf(&["Disabled", "Max", "Min"]),
+    ),
+];
+
+const UP: Defaults = &[
+    ("scaleUp.stabilizationWindowSeconds", Number(0)),
+    ("scaleUp.selectPolicy", Text("Max")),
+    ("scaleUp.policies", EmptyList),
+];
+const DOWN: Defaults = &[
+    ("scaleDown.selectPolicy", Text("Max")),
+    ("scaleDown.policies", EmptyList),
+];
+
+/// Up at once by 4 pods or to the double, down all at once after the window.
+fn default_behavior(behavior: &mut Value) {
+    apply_defaults(behavior, UP);
+    apply_defaults(behavior, DOWN);
+    let up = json!([
+        {"type": "Pods", "value": 4, "periodSeconds": 15},
+        {"type": "Percent", "value": 100, "periodSeconds": 15},
+    ]);
+    let down = json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]);
+    for (side, policies) in [("scaleUp.policies", up), ("scaleDown.policies", down)] {
+        walk_mut(behavior, side, &mut |list| {
+            if list.as_array().is_some_and(Vec::is_empty) {
+                *list = policies.clone();
+            }
+        });
+    }
+}
+
+fn validate_bounds(new: &Object, causes: &mut Vec<Cause>) {
+    let number = |key: &str| new.i64_at(&["spec", key]).unwrap_or(0);
+    let (least, most) = (number("minReplicas"), number("maxReplicas"));
+    if least < 1 {
+        let why = "must be greater than or equal to 1";
+        causes.push(Cause::invalid("spec.minReplicas", &least.into(), why));
+    }
+    if most < 1 {
+        causes.push(Cause::invalid(
+            "spec.maxReplicas",
+            &most.into(),
+            "must be greater than 0",
+        ));
+    } else if most < least {
+        let why = "must be greater than or equal to `minReplicas`";
+        causes.push(Cause::invalid("spec.maxReplicas", &most.into(), why));
+    }
+}
+
+fn target(path: &Path<'_>, target: &Value, causes: &mut Vec<Cause>) {
+    match target["type"].as_str() {
+        None | Some("") => causes.push(Cause::required(
+            path.key("type"),
+            "must specify a metric target type",
+        )),
+        Some("Utilization" | "Value" | "AverageValue") => {}
+        Some(_) => {
+            let why = "must be either Utilization, Value, or AverageValue";
+            causes.push(Cause::invalid(path.key("type"), &target["type"], why));
+        }
+    }
+    let given = |key: &str| !target[key].is_null();
+    if !given("averageUtilization") && !given("averageValue") && !given("value") {
+        let why = "must set either a target raw value or a target utilization";
+        causes.push(Cause::required(path.key("averageUtilization"), why));
+    }
+    if target["averageUtilization"]
+        .as_i64()
+        .is_some_and(|percent| percent < 1)
+    {
+        let why = "must be greater than 0";
+        causes.push(Cause::invalid(
+            path.key("averageUtilization"),
+            &target["averageUtilization"],
+            why,
+        ));
+    }
+}
 
 /// `autoscaling/v1` in terms of the stored `autoscaling/v2` form.
 pub struct Version1;
@@ -127,6 +290,7 @@ fn keep(object: &mut Object, key: &str, value: Option<Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::testing::{check, defaulted};
 
     #[test]
     fn an_autoscaler_survives_the_way_to_version_1_and_back() {
@@ -147,5 +311,26 @@ mod tests {
         assert!(old.at(&["spec", "metrics"]).is_none());
         assert!(old.annotation(METRICS).is_some());
         assert_eq!(Version1.store(old), stored);
+    }
+
+    #[test]
+    fn an_autoscaler_aims_at_80_percent_between_its_bounds() {
+        let made = defaulted(
+            "horizontalpodautoscalers",
+            "{metadata: {name: h}, spec: {maxReplicas: 3, scaleTargetRef: {kind: D, name: d}, behavior: {scaleDown: {selectPolicy: Min}}}}",
+        );
+        assert_eq!(made["spec"]["minReplicas"], 1);
+        let target = &made["spec"]["metrics"][0]["resource"]["target"];
+        assert_eq!(target["averageUtilization"], 80);
+        let down = &made["spec"]["behavior"]["scaleDown"];
+        assert_eq!(down["policies"][0]["type"], "Percent");
+        check(
+            "horizontalpodautoscalers",
+            "{metadata: {name: h}, spec: {minReplicas: 5, maxReplicas: 3, scaleTargetRef: {kind: D}}}",
+            &[
+                "spec.scaleTargetRef.name: Required value",
+                "spec.maxReplicas: Invalid value: 3: must be greater than or equal to `minReplicas`",
+            ],
+        );
     }
 }

@@ -7,7 +7,6 @@ mod volumes;
 use serde_json::Value;
 
 pub(super) use containers::{image as validate_image, port_or_name};
-pub(super) use scheduling::validate_node_selector;
 
 use super::path::Path;
 use super::rules::Check::{Between, Labels, Name, NotNegative, OneOf, Required, Selector};

@@ -3,7 +3,8 @@
 use super::{CREATE, PROXY, READ_WRITE, STREAM, row, sub};
 use crate::kinds::Scope::{Cluster, Namespaced};
 use crate::kinds::{
-    Kind, Subresource, columns, config, endpoints, events, namespace, node, pod, service, workload,
+    Kind, Subresource, columns, config, endpoints, events, namespace, node, pod, policy, service,
+    storage, workload,
 };
 
 const POD_SUBRESOURCES: &[Subresource] = &[
@@ -39,6 +40,7 @@ pub(super) fn core() -> Vec<Kind> {
             .strategy(&events::EVENT)
             .short(&["ev"]),
         row("", "v1", "LimitRange", "limitranges", Namespaced)
+            .strategy(&policy::LIMIT_RANGE)
             .short(&["limits"])
             .unattended("LimitRange is stored, but admission does not apply it yet"),
         row("", "v1", "Namespace", "namespaces", Cluster)
@@ -75,11 +77,13 @@ pub(super) fn core() -> Vec<Kind> {
             "persistentvolumeclaims",
             Namespaced,
         )
+        .strategy(&storage::PERSISTENT_VOLUME_CLAIM)
         .columns(&columns::storage::PERSISTENT_VOLUME_CLAIM)
         .short(&["pvc"])
         .subresources(const { &[sub("status", "", "", "PersistentVolumeClaim", READ_WRITE)] })
         .unattended("PersistentVolumeClaim is stored, but no controller binds it yet"),
         row("", "v1", "PersistentVolume", "persistentvolumes", Cluster)
+            .strategy(&storage::PERSISTENT_VOLUME)
             .columns(&columns::storage::PERSISTENT_VOLUME)
             .short(&["pv"])
             .subresources(const { &[sub("status", "", "", "PersistentVolume", READ_WRITE)] })
@@ -114,6 +118,7 @@ pub(super) fn core() -> Vec<Kind> {
         )
         .unattended("ReplicationController is stored, but no controller makes its pods yet"),
         row("", "v1", "ResourceQuota", "resourcequotas", Namespaced)
+            .strategy(&policy::RESOURCE_QUOTA)
             .columns(&columns::policy::RESOURCE_QUOTA)
             .short(&["quota"])
             .subresources(const { &[sub("status", "", "", "ResourceQuota", READ_WRITE)] })

@@ -3,7 +3,10 @@
 use super::{READ_WRITE, row, sub};
 use crate::kinds::Kind;
 use crate::kinds::Scope::{Cluster, Namespaced};
-use crate::kinds::{autoscaling, columns, endpoints, events, lease, workload};
+use crate::kinds::{
+    autoscaling, batch, columns, endpoints, events, extension, lease, networking, policy, storage,
+    workload,
+};
 
 pub(super) fn apiregistration() -> Vec<Kind> {
     vec![
@@ -14,6 +17,7 @@ pub(super) fn apiregistration() -> Vec<Kind> {
             "apiservices",
             Cluster,
         )
+        .strategy(&extension::API_SERVICE)
         .columns(&columns::policy::API_SERVICE)
         .categories(&["api-extensions"])
         .subresources(const { &[sub("status", "", "", "APIService", READ_WRITE)] })
@@ -161,6 +165,7 @@ pub(super) fn autoscaling() -> Vec<Kind> {
             "horizontalpodautoscalers",
             Namespaced,
         )
+        .strategy(&autoscaling::HORIZONTAL_POD_AUTOSCALER)
         .columns(&columns::workload::HORIZONTAL_POD_AUTOSCALER)
         .short(&["hpa"])
         .categories(&["all"])
@@ -173,6 +178,7 @@ pub(super) fn autoscaling() -> Vec<Kind> {
             "horizontalpodautoscalers",
             Namespaced,
         )
+        .strategy(&autoscaling::HORIZONTAL_POD_AUTOSCALER_V1)
         .columns(&columns::workload::HORIZONTAL_POD_AUTOSCALER_V1)
         .stored_as(
             "autoscaling/horizontalpodautoscalers",
@@ -188,12 +194,14 @@ pub(super) fn autoscaling() -> Vec<Kind> {
 pub(super) fn batch() -> Vec<Kind> {
     vec![
         row("batch", "v1", "CronJob", "cronjobs", Namespaced)
+            .strategy(&batch::CRON_JOB)
             .columns(&columns::workload::CRON_JOB)
             .short(&["cj"])
             .categories(&["all"])
             .subresources(const { &[sub("status", "", "", "CronJob", READ_WRITE)] })
             .unattended("CronJob is stored, but no controller makes its Jobs yet"),
         row("batch", "v1", "Job", "jobs", Namespaced)
+            .strategy(&batch::JOB)
             .columns(&columns::workload::JOB)
             .categories(&["all"])
             .subresources(const { &[sub("status", "", "", "Job", READ_WRITE)] })
@@ -210,6 +218,7 @@ pub(super) fn certificates() -> Vec<Kind> {
             "certificatesigningrequests",
             Cluster,
         )
+        .strategy(&extension::CERTIFICATE_SIGNING_REQUEST)
         .columns(&columns::cluster::CERTIFICATE_SIGNING_REQUEST)
         .short(&["csr"])
         .subresources(
@@ -228,11 +237,11 @@ pub(super) fn certificates() -> Vec<Kind> {
 
 pub(super) fn networking() -> Vec<Kind> {
     vec![
-        row("networking.k8s.io", "v1", "IngressClass", "ingressclasses", Cluster).columns(&columns::network::INGRESS_CLASS).unattended("IngressClass is stored, but no ingress controller runs yet"),
-        row("networking.k8s.io", "v1", "Ingress", "ingresses", Namespaced).columns(&columns::network::INGRESS).short(&["ing"]).subresources(const { &[sub("status", "", "", "Ingress", READ_WRITE)] }).unattended("Ingress is stored, but nothing listens for it yet"),
-        row("networking.k8s.io", "v1", "IPAddress", "ipaddresses", Cluster).columns(&columns::network::IP_ADDRESS).short(&["ip"]),
-        row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", Namespaced).columns(&columns::network::NETWORK_POLICY).short(&["netpol"]).unattended("NetworkPolicy is stored, but the network does not enforce it yet"),
-        row("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", Cluster).columns(&columns::network::SERVICE_CIDR).subresources(const { &[sub("status", "", "", "ServiceCIDR", READ_WRITE)] }).unattended("ServiceCIDR is stored, but service addresses come from the range the server was started with"),
+        row("networking.k8s.io", "v1", "IngressClass", "ingressclasses", Cluster).strategy(&networking::INGRESS_CLASS).columns(&columns::network::INGRESS_CLASS).unattended("IngressClass is stored, but no ingress controller runs yet"),
+        row("networking.k8s.io", "v1", "Ingress", "ingresses", Namespaced).strategy(&networking::INGRESS).columns(&columns::network::INGRESS).short(&["ing"]).subresources(const { &[sub("status", "", "", "Ingress", READ_WRITE)] }).unattended("Ingress is stored, but nothing listens for it yet"),
+        row("networking.k8s.io", "v1", "IPAddress", "ipaddresses", Cluster).strategy(&networking::IP_ADDRESS).columns(&columns::network::IP_ADDRESS).short(&["ip"]),
+        row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", Namespaced).strategy(&networking::NETWORK_POLICY).columns(&columns::network::NETWORK_POLICY).short(&["netpol"]).unattended("NetworkPolicy is stored, but the network does not enforce it yet"),
+        row("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", Cluster).strategy(&networking::SERVICE_CIDR).columns(&columns::network::SERVICE_CIDR).subresources(const { &[sub("status", "", "", "ServiceCIDR", READ_WRITE)] }).unattended("ServiceCIDR is stored, but service addresses come from the range the server was started with"),
     ]
 }
 
@@ -245,6 +254,7 @@ pub(super) fn policy() -> Vec<Kind> {
             "poddisruptionbudgets",
             Namespaced,
         )
+        .strategy(&policy::POD_DISRUPTION_BUDGET)
         .columns(&columns::workload::POD_DISRUPTION_BUDGET)
         .short(&["pdb"])
         .subresources(const { &[sub("status", "", "", "PodDisruptionBudget", READ_WRITE)] })
@@ -261,6 +271,7 @@ pub(super) fn rbac() -> Vec<Kind> {
             "clusterrolebindings",
             Cluster,
         )
+        .strategy(&policy::CLUSTER_ROLE_BINDING)
         .columns(&columns::policy::ROLE_BINDING)
         .unattended("ClusterRoleBinding is stored, but authorization does not evaluate it yet"),
         row(
@@ -270,6 +281,7 @@ pub(super) fn rbac() -> Vec<Kind> {
             "clusterroles",
             Cluster,
         )
+        .strategy(&policy::CLUSTER_ROLE)
         .unattended("ClusterRole is stored, but authorization does not evaluate it yet"),
         row(
             "rbac.authorization.k8s.io",
@@ -278,6 +290,7 @@ pub(super) fn rbac() -> Vec<Kind> {
             "rolebindings",
             Namespaced,
         )
+        .strategy(&policy::ROLE_BINDING)
         .columns(&columns::policy::ROLE_BINDING)
         .unattended("RoleBinding is stored, but authorization does not evaluate it yet"),
         row(
@@ -287,6 +300,7 @@ pub(super) fn rbac() -> Vec<Kind> {
             "roles",
             Namespaced,
         )
+        .strategy(&policy::ROLE)
         .unattended("Role is stored, but authorization does not evaluate it yet"),
     ]
 }
@@ -294,9 +308,11 @@ pub(super) fn rbac() -> Vec<Kind> {
 pub(super) fn storage() -> Vec<Kind> {
     vec![
         row("storage.k8s.io", "v1", "CSIDriver", "csidrivers", Cluster)
+            .strategy(&storage::CSI_DRIVER)
             .columns(&columns::storage::CSI_DRIVER)
             .unattended("CSIDriver is stored, but nodes do not speak to CSI drivers"),
         row("storage.k8s.io", "v1", "CSINode", "csinodes", Cluster)
+            .strategy(&storage::CSI_NODE)
             .columns(&columns::storage::CSI_NODE)
             .unattended("CSINode is stored, but nodes do not speak to CSI drivers"),
         row(
@@ -306,6 +322,7 @@ pub(super) fn storage() -> Vec<Kind> {
             "csistoragecapacities",
             Namespaced,
         )
+        .strategy(&storage::CSI_STORAGE_CAPACITY)
         .columns(&columns::storage::CSI_STORAGE_CAPACITY)
         .unattended("CSIStorageCapacity is stored, but the scheduler does not look at it yet"),
         row(
@@ -315,6 +332,7 @@ pub(super) fn storage() -> Vec<Kind> {
             "storageclasses",
             Cluster,
         )
+        .strategy(&storage::STORAGE_CLASS)
         .columns(&columns::storage::STORAGE_CLASS)
         .short(&["sc"])
         .unattended("StorageClass is stored, but nothing provisions volumes from it yet"),
@@ -325,6 +343,7 @@ pub(super) fn storage() -> Vec<Kind> {
             "volumeattachments",
             Cluster,
         )
+        .strategy(&storage::VOLUME_ATTACHMENT)
         .columns(&columns::storage::VOLUME_ATTACHMENT)
         .subresources(const { &[sub("status", "", "", "VolumeAttachment", READ_WRITE)] })
         .unattended("VolumeAttachment is stored, but nothing attaches volumes yet"),
@@ -335,6 +354,7 @@ pub(super) fn storage() -> Vec<Kind> {
             "volumeattributesclasses",
             Cluster,
         )
+        .strategy(&storage::VOLUME_ATTRIBUTES_CLASS)
         .columns(&columns::storage::VOLUME_ATTRIBUTES_CLASS)
         .short(&["vac"])
         .unattended("VolumeAttributesClass is stored, but nothing modifies volumes with it yet"),
@@ -343,12 +363,12 @@ pub(super) fn storage() -> Vec<Kind> {
 
 pub(super) fn admissionregistration() -> Vec<Kind> {
     vec![
-        row("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicy", "mutatingadmissionpolicies", Cluster).columns(&columns::policy::MUTATING_POLICY).categories(&["api-extensions"]).unattended("MutatingAdmissionPolicy is stored, but admission does not evaluate it yet"),
-        row("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings", Cluster).columns(&columns::policy::POLICY_BINDING).categories(&["api-extensions"]).unattended("MutatingAdmissionPolicyBinding is stored, but admission does not evaluate its policy yet"),
-        row("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", Cluster).columns(&columns::policy::WEBHOOK_CONFIGURATION).categories(&["api-extensions"]).unattended("MutatingWebhookConfiguration is stored, but admission does not call its webhooks yet"),
-        row("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", Cluster).columns(&columns::policy::VALIDATING_POLICY).categories(&["api-extensions"]).subresources(const { &[sub("status", "", "", "ValidatingAdmissionPolicy", READ_WRITE)] }).unattended("ValidatingAdmissionPolicy is stored, but admission does not evaluate it yet"),
-        row("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", Cluster).columns(&columns::policy::POLICY_BINDING).categories(&["api-extensions"]).unattended("ValidatingAdmissionPolicyBinding is stored, but admission does not evaluate its policy yet"),
-        row("admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", Cluster).columns(&columns::policy::WEBHOOK_CONFIGURATION).categories(&["api-extensions"]).unattended("ValidatingWebhookConfiguration is stored, but admission does not call its webhooks yet"),
+        row("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicy", "mutatingadmissionpolicies", Cluster).strategy(&extension::MUTATING_POLICY).columns(&columns::policy::MUTATING_POLICY).categories(&["api-extensions"]).unattended("MutatingAdmissionPolicy is stored, but admission does not evaluate it yet"),
+        row("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings", Cluster).strategy(&extension::POLICY_BINDING).columns(&columns::policy::POLICY_BINDING).categories(&["api-extensions"]).unattended("MutatingAdmissionPolicyBinding is stored, but admission does not evaluate its policy yet"),
+        row("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", Cluster).strategy(&extension::MUTATING_WEBHOOKS).columns(&columns::policy::WEBHOOK_CONFIGURATION).categories(&["api-extensions"]).unattended("MutatingWebhookConfiguration is stored, but admission does not call its webhooks yet"),
+        row("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", Cluster).strategy(&extension::POLICY).columns(&columns::policy::VALIDATING_POLICY).categories(&["api-extensions"]).subresources(const { &[sub("status", "", "", "ValidatingAdmissionPolicy", READ_WRITE)] }).unattended("ValidatingAdmissionPolicy is stored, but admission does not evaluate it yet"),
+        row("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", Cluster).strategy(&extension::POLICY_BINDING).columns(&columns::policy::POLICY_BINDING).categories(&["api-extensions"]).unattended("ValidatingAdmissionPolicyBinding is stored, but admission does not evaluate its policy yet"),
+        row("admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", Cluster).strategy(&extension::VALIDATING_WEBHOOKS).columns(&columns::policy::WEBHOOK_CONFIGURATION).categories(&["api-extensions"]).unattended("ValidatingWebhookConfiguration is stored, but admission does not call its webhooks yet"),
     ]
 }
 
@@ -361,6 +381,7 @@ pub(super) fn apiextensions() -> Vec<Kind> {
             "customresourcedefinitions",
             Cluster,
         )
+        .strategy(&extension::CUSTOM_RESOURCE_DEFINITION)
         .short(&["crd", "crds"])
         .categories(&["api-extensions"])
         .subresources(
@@ -389,6 +410,7 @@ pub(super) fn scheduling() -> Vec<Kind> {
             "priorityclasses",
             Cluster,
         )
+        .strategy(&policy::PRIORITY_CLASS)
         .columns(&columns::cluster::PRIORITY_CLASS)
         .short(&["pc"]),
     ]
@@ -411,6 +433,7 @@ pub(super) fn node() -> Vec<Kind> {
             "runtimeclasses",
             Cluster,
         )
+        .strategy(&policy::RUNTIME_CLASS)
         .columns(&columns::cluster::RUNTIME_CLASS)
         .unattended("RuntimeClass is stored, but nodes do not choose a sandbox by it yet"),
     ]
@@ -439,6 +462,7 @@ pub(super) fn resource() -> Vec<Kind> {
             "deviceclasses",
             Cluster,
         )
+        .strategy(&extension::DEVICE_CLASS)
         .columns(&columns::NAME_AND_AGE)
         .unattended("DeviceClass is stored, but nothing allocates devices yet"),
         row(
@@ -448,6 +472,7 @@ pub(super) fn resource() -> Vec<Kind> {
             "resourceclaims",
             Namespaced,
         )
+        .strategy(&extension::RESOURCE_CLAIM)
         .columns(&columns::policy::RESOURCE_CLAIM)
         .subresources(const { &[sub("status", "", "", "ResourceClaim", READ_WRITE)] })
         .unattended("ResourceClaim is stored, but nothing allocates devices yet"),
@@ -458,6 +483,7 @@ pub(super) fn resource() -> Vec<Kind> {
             "resourceclaimtemplates",
             Namespaced,
         )
+        .strategy(&extension::RESOURCE_CLAIM_TEMPLATE)
         .columns(&columns::NAME_AND_AGE)
         .unattended("ResourceClaimTemplate is stored, but nothing allocates devices yet"),
         row(
@@ -467,6 +493,7 @@ pub(super) fn resource() -> Vec<Kind> {
             "resourceslices",
             Cluster,
         )
+        .strategy(&extension::RESOURCE_SLICE)
         .columns(&columns::policy::RESOURCE_SLICE)
         .unattended("ResourceSlice is stored, but nothing allocates devices yet"),
     ]
@@ -481,6 +508,7 @@ pub(super) fn flow_control() -> Vec<Kind> {
             "flowschemas",
             Cluster,
         )
+        .strategy(&extension::FLOW_SCHEMA)
         .columns(&columns::policy::FLOW_SCHEMA)
         .subresources(const { &[sub("status", "", "", "FlowSchema", READ_WRITE)] })
         .unattended("FlowSchema is stored, but requests are not sorted by it yet"),
@@ -491,6 +519,7 @@ pub(super) fn flow_control() -> Vec<Kind> {
             "prioritylevelconfigurations",
             Cluster,
         )
+        .strategy(&extension::PRIORITY_LEVEL)
         .columns(&columns::policy::PRIORITY_LEVEL)
         .subresources(
             const {

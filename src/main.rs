@@ -1,1 +1,79 @@
-fn main() {}
+//! The one binary: parse → logging → run one role → exit code. Nothing is decided here.
+
+mod data_dir;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A Kubernetes cluster in one binary whose pods are WebAssembly components.
+#[derive(Parser)]
+#[command(name = "coracle", version, arg_required_else_help = true)]
+struct Cli {
+    /// What to log on standard error: `warn`, `info`, `debug`, or per part, `info,host=debug`.
+    #[arg(
+        long,
+        global = true,
+        env = "CORACLE_LOG",
+        default_value = "warn",
+        value_name = "FILTER"
+    )]
+    log: String,
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Run a whole cluster in this process, apply manifests to it, and stop it with Ctrl-C.
+    Up(up::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = start_logging(&cli.log) {
+        return fail(&error);
+    }
+    // Two providers of cryptography would leave rustls without a default one; ours is ring, everywhere.
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
+        return fail(&anyhow::anyhow!(
+            "another TLS provider was installed before ours"
+        ));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return fail(&anyhow::Error::new(error).context("could not start the async runtime"));
+        }
+    };
+    let code = match cli.role {
+        Role::Up(args) => runtime.block_on(Box::pin(up::run(args))),
+    };
+    // Whatever blocking work is left (a compile, say) must not hold the exit.
+    runtime.shutdown_background();
+    code.unwrap_or_else(|error| fail(&error))
+}
+
+fn start_logging(filter: &str) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .map_err(|error| anyhow::anyhow!("--log {filter:?} is no filter: {error}"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    Ok(())
+}
+
+/// One line that says what failed and why.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "coracle: {error:#}");
+    ExitCode::FAILURE
+}

@@ -9,6 +9,7 @@ use crate::server::Config;
 
 /// What `server` and `up` take for the API.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// Where everything is kept: the database, certificates, the admin kubeconfig
     #[arg(long, value_name = "DIR")]

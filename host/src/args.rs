@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 
 /// `coracle up` and `coracle node` take these.
 #[derive(clap::Args, Clone, Debug)]
+#[group(skip)]
 pub struct Args {
     /// Name of this node [default: the machine's host name]
     #[arg(long, value_name = "NAME")]

@@ -2,6 +2,7 @@
 
 /// Flags of scheduling and the controllers.
 #[derive(Clone, Debug, Default, clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// Seed of the choice between equally good nodes; the same seed and the same order of pods give the same placement.
     #[arg(

@@ -1,1 +1,16 @@
+//! End to end: the real binary, the real kubectl, real sockets. User-visible promises only; one binary, one harness.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the tests wait in real time: the cluster is another process"
+)]
 
+mod harness;
+
+mod clients;
+mod durability;
+mod kubectl;
+mod main_job;
+mod manifests;
+mod network;
+mod pods;
+mod trouble;

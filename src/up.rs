@@ -1,0 +1,210 @@
+//! `coracle up`: the API server, the scheduler, the controllers and one node in one process, and manifests applied to it.
+//!
+//! The components meet only in API objects: each gets a Kubernetes client of its own identity whose requests go through
+//! the same router as everybody else's, only without sockets. This file starts and stops them in order and owns nothing else.
+
+mod apply;
+mod bundled;
+mod manifests;
+mod ready;
+mod report;
+mod watch;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use api::auth::User;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::Api;
+use types::well_known::{GROUP_NODES, NAMESPACE_DEFAULT};
+
+use crate::data_dir;
+use report::Progress;
+
+/// How long a drain may take before what is left is cut off.
+const DRAIN: Duration = Duration::from_secs(30);
+const NODE_READY: Duration = Duration::from_secs(30);
+
+#[derive(clap::Args)]
+#[group(skip)]
+pub struct Args {
+    /// Manifests to apply at every start: files, directories, or `-` for standard input.
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+
+    #[command(flatten)]
+    api: api::Args,
+
+    #[command(flatten)]
+    host: host::Args,
+
+    /// Apply, wait until all that was applied is ready, print, drain, exit 0; or 1 with what was missing.
+    #[arg(long)]
+    exit_when_ready: bool,
+
+    /// How long --exit-when-ready waits, such as 90s or 5m.
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+/// `90s`, `5m`, `1h`, `250ms`.
+fn parse_duration(text: &str) -> Result<Duration> {
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let number: u64 = text[..split]
+        .parse()
+        .context("wanted a number and a unit, such as 90s or 5m")?;
+    let millis = match &text[split..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        unit => anyhow::bail!("{unit:?} is no unit of time: ms, s, m or h"),
+    };
+    number
+        .checked_mul(millis)
+        .map(Duration::from_millis)
+        .context("that is too long")
+}
+
+/// Runs the cluster until Ctrl-C (or until ready), and says how it went.
+pub async fn run(args: Args) -> Result<ExitCode> {
+    let progress = Progress::new();
+    // Everything that can be wrong with the arguments is found before anything is started.
+    let manifests = manifests::read(&args.paths)?;
+    let data_dir = match &args.api.data_dir {
+        Some(dir) => dir.clone(),
+        None => data_dir::default_path()?,
+    };
+    let data_dir = data_dir::make(&data_dir)?;
+    let mirrors = args.host.mirrors(&bundled::mirrors())?;
+
+    let cluster = tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(130)),
+        cluster = Cluster::start(&args, &data_dir, mirrors, &progress) => cluster?,
+    };
+    let code = tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => ExitCode::SUCCESS,
+        code = watch::serve(&cluster, &args, &manifests, &progress) => code?,
+    };
+    progress.say("stopping; Ctrl-C again stops at once");
+    tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(130)),
+        () = cluster.stop() => {}
+    }
+    progress.say("stopped");
+    Ok(code)
+}
+
+/// The running parts, in the order they were started.
+struct Cluster {
+    api: api::Handle,
+    scheduler: scheduler::Handle,
+    host: host::Handle,
+    /// The administrator, in process.
+    client: kube::Client,
+    kubeconfig: PathBuf,
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    async fn start(
+        args: &Args,
+        data_dir: &Path,
+        mirrors: Vec<(String, String)>,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let api = api::start(args.api.clone().into_config(data_dir.to_owned())).await?;
+        progress.say(&format!("Kubernetes API at {}", api.url()));
+        let kubeconfig = api.kubeconfig().to_owned();
+        let client = client(&api, User::admin());
+
+        let scheduler = scheduler::start(scheduler::Config {
+            client: self::client(&api, User::component("system:kube-controller-manager")),
+            identity: None,
+            args: scheduler::Args::default(),
+        });
+        let host = Self::start_host(args, data_dir, mirrors, &api).await?;
+        wait_until_ready(&client, host.node_name()).await?;
+        progress.say(&format!("node {} is ready", host.node_name()));
+        Ok(Self {
+            api,
+            scheduler,
+            host,
+            client,
+            kubeconfig,
+        })
+    }
+
+    async fn start_host(
+        args: &Args,
+        data_dir: &Path,
+        mirrors: Vec<(String, String)>,
+        api: &api::Handle,
+    ) -> Result<host::Handle> {
+        let name = args.host.node_name();
+        let user = User::authenticated(&format!("system:node:{name}"), &[GROUP_NODES]);
+        let identity = api
+            .pki()
+            .node(&name, &[Ipv4Addr::LOCALHOST.into()])
+            .context("could not make the node's certificate")?;
+        let tls = host::NodeTls {
+            ca_pem: api.pki().ca_pem().into(),
+            cert_pem: identity.certificate_pem.into(),
+            key_pem: identity.key_pem.into(),
+        };
+        let config = host::Config {
+            service_address: args.host.service_address,
+            mirrors,
+            bundled: bundled::guests(),
+            max_pods: args.host.max_pods,
+            pod_cidr: args.host.pod_cidr,
+            cluster_cidr: args.host.cluster_cidr,
+            service_cidr: args.api.service_cidr,
+            ..host::Config::new(name, data_dir.join("node"), client(api, user), tls)
+        };
+        host::start(config)
+            .await
+            .context("could not start the node")
+    }
+
+    /// Drains in the reverse order of the start: no new work, then the pods, then the API they report to.
+    async fn stop(self) {
+        self.scheduler.shutdown().await;
+        self.host.shutdown(DRAIN).await;
+        self.api.shutdown().await;
+    }
+}
+
+/// A Kubernetes client whose requests go through the API server's router in process, as `user`.
+fn client(api: &api::Handle, user: User) -> kube::Client {
+    let router = api.router_as(user);
+    let service =
+        tower::ServiceExt::map_request(router, |request: http::Request<kube::client::Body>| {
+            request.map(axum::body::Body::new)
+        });
+    kube::Client::new(service, NAMESPACE_DEFAULT)
+}
+
+/// Waits until the node says it is ready.
+async fn wait_until_ready(client: &kube::Client, node: &str) -> Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let ready = |node: Option<&Node>| {
+        let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
+        types::condition::is_true(conditions, "Ready")
+    };
+    let waiting = kube::runtime::wait::await_condition(nodes, node, ready);
+    tokio::time::timeout(NODE_READY, waiting)
+        .await
+        .with_context(|| format!("node {node} was not ready after {NODE_READY:?}"))?
+        .context("could not watch the node")?;
+    Ok(())
+}

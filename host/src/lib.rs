@@ -15,6 +15,8 @@ mod pods;
 pub mod runtime;
 mod serve;
 mod start;
+#[cfg(test)]
+mod tests;
 
 pub use args::{Args, MirrorFlag};
 pub use start::{Config, Error, Handle, NodeTls, start};

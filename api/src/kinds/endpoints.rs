@@ -77,7 +77,7 @@ fn addresses(path: &Path<'_>, endpoint: &Value, family: &str, causes: &mut Vec<C
         .map_or(&[][..], Vec::as_slice);
     let path = path.key("addresses");
     if list.len() > 100 {
-        causes.push(Cause::too_many(&path, list.len(), 100));
+        causes.push(Cause::too_many(path, list.len(), 100));
     }
     for (i, address) in list.iter().enumerate() {
         let text = address.as_str().unwrap_or_default();

@@ -146,7 +146,7 @@ fn validate_owners(new: &Object, causes: &mut Vec<Cause>) {
         }
         if version == "v1" && owner["kind"] == "Event" {
             let why = "/v1, Kind=Event is disallowed from being an owner";
-            causes.push(Cause::invalid(&at, owner, why));
+            causes.push(Cause::invalid(at, owner, why));
         }
         if owner["controller"] == true {
             let name = |key: &str| owner[key].as_str().unwrap_or_default();
@@ -155,7 +155,7 @@ fn validate_owners(new: &Object, causes: &mut Vec<Cause>) {
                 let why = format!(
                     "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"
                 );
-                causes.push(Cause::invalid(&path, &Value::Array(owners.to_vec()), &why));
+                causes.push(Cause::invalid(path, &Value::Array(owners.to_vec()), &why));
             } else {
                 controller = Some(this);
             }

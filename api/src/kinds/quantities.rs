@@ -73,10 +73,10 @@ fn check_against_limit(
         .map_or_else(|| limit_value.to_string(), str::to_owned);
     if request_amount > limit_amount {
         let why = format!("must be less than or equal to {name} limit of {shown}");
-        causes.push(Cause::invalid(&requests, request, &why));
+        causes.push(Cause::invalid(requests, request, &why));
     } else if !may_overcommit(name) && request_amount != limit_amount {
         let why = format!("must be equal to {name} limit of {shown}");
-        causes.push(Cause::invalid(&requests, request, &why));
+        causes.push(Cause::invalid(requests, request, &why));
     }
 }
 

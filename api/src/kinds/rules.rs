@@ -65,6 +65,9 @@ pub enum Check {
 pub type Defaults = &'static [(&'static str, Literal)];
 pub type Checks = &'static [(&'static str, Check)];
 
+/// See [`Strategy::allocate`].
+pub type Allocate = fn(&mut Object, Option<&Object>, &dyn Lookup) -> Result<Vec<Operation>, Error>;
+
 /// What is special about one kind. `Rules::NEW` has nothing special; rows say only what differs.
 pub struct Rules {
     pub defaults: Defaults,
@@ -79,7 +82,7 @@ pub struct Rules {
     pub checks: Checks,
     pub validate: fn(&Object, Option<&Object>, Door<'_>, &mut Vec<Cause>),
     pub warnings: fn(&Object, Option<&Object>) -> Vec<String>,
-    pub allocate: fn(&mut Object, Option<&Object>, &dyn Lookup) -> Result<Vec<Operation>, Error>,
+    pub allocate: Allocate,
     pub release: fn(&Object, &dyn Lookup) -> Vec<Operation>,
     /// Selectable fields; each is the path of its value unless `field` knows better.
     pub fields: &'static [&'static str],

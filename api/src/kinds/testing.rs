@@ -14,7 +14,7 @@ use crate::store::{Change, Draft, Expect, Index, Key, Operation, Stored};
 
 /// Objects that a `Lookup` finds; random numbers count up from zero.
 #[derive(Default)]
-pub struct World {
+pub(crate) struct World {
     objects: Vec<Arc<Stored>>,
     random: std::sync::atomic::AtomicU64,
 }
@@ -22,12 +22,12 @@ pub struct World {
 // === impl World ===
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     #[must_use]
-    pub fn with(mut self, resource: &str, object: Value) -> Self {
+    pub(crate) fn with(mut self, resource: &str, object: Value) -> Self {
         let text = |key: &str| {
             object["metadata"][key]
                 .as_str()
@@ -59,7 +59,7 @@ impl World {
     }
 
     /// Does what a commit would, if every expectation holds.
-    pub fn commit(&mut self, operations: Vec<Operation>) -> Result<(), Key> {
+    pub(crate) fn commit(&mut self, operations: Vec<Operation>) -> Result<(), Key> {
         for operation in &operations {
             let found = self.get(&operation.key);
             let fine = match operation.expect {
@@ -121,7 +121,7 @@ impl Lookup for World {
 }
 
 /// An object from YAML.
-pub fn yaml(text: &str) -> Object {
+pub(crate) fn yaml(text: &str) -> Object {
     let value: Value = serde_norway::from_str(text).expect("valid YAML");
     Object::new(value).expect("an object")
 }
@@ -134,7 +134,7 @@ fn strategy(plural: &str) -> &'static dyn Strategy {
 }
 
 /// A new object as its strategy leaves it.
-pub fn defaulted(plural: &str, text: &str) -> Value {
+pub(crate) fn defaulted(plural: &str, text: &str) -> Value {
     let mut object = yaml(text);
     strategy(plural).default(&mut object);
     let once = object.clone();
@@ -145,7 +145,7 @@ pub fn defaulted(plural: &str, text: &str) -> Value {
 }
 
 /// The causes a new object gets, as `field: message`, must be exactly these.
-pub fn check(plural: &str, text: &str, expected: &[&str]) {
+pub(crate) fn check(plural: &str, text: &str, expected: &[&str]) {
     let mut object = yaml(text);
     strategy(plural).default(&mut object);
     let causes = strategy(plural).validate(&object, None, Door::Main);
@@ -153,7 +153,7 @@ pub fn check(plural: &str, text: &str, expected: &[&str]) {
 }
 
 /// The causes an update gets.
-pub fn check_update(plural: &str, old: &str, new: &str, expected: &[&str]) {
+pub(crate) fn check_update(plural: &str, old: &str, new: &str, expected: &[&str]) {
     let (mut old, mut new) = (yaml(old), yaml(new));
     strategy(plural).default(&mut old);
     strategy(plural).default(&mut new);

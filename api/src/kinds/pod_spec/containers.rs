@@ -212,16 +212,16 @@ fn environment(path: &Path<'_>, variable: &Value, causes: &mut Vec<Cause>) {
         .map_or(0, |map| map.values().filter(|v| !v.is_null()).count());
     if count == 0 {
         let why = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
-        causes.push(Cause::invalid(&path, &empty, why));
+        causes.push(Cause::invalid(path, &empty, why));
     } else if variable["value"]
         .as_str()
         .is_some_and(|value| !value.is_empty())
     {
         let why = "may not be specified when `value` is not empty";
-        causes.push(Cause::invalid(&path, &empty, why));
+        causes.push(Cause::invalid(path, &empty, why));
     } else if count > 1 {
         let why = "may not have more than one field specified at a time";
-        causes.push(Cause::invalid(&path, &empty, why));
+        causes.push(Cause::invalid(path, &empty, why));
     }
     const SOURCE: Checks = &[
         ("configMapKeyRef.name", Required),

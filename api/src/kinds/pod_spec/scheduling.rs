@@ -138,7 +138,7 @@ pub(in crate::kinds) fn validate_node_selector(
     let path = path.key("nodeSelectorTerms");
     if list(&selector["nodeSelectorTerms"]).next().is_none() {
         let why = "must have at least one node selector term";
-        causes.push(Cause::required(&path, why));
+        causes.push(Cause::required(path, why));
     }
     for (i, term) in list(&selector["nodeSelectorTerms"]).enumerate() {
         validate_node_term(&path.index(i), term, causes);

@@ -181,7 +181,7 @@ pub(super) fn field_path(
             return;
         }
         for why in names::qualified_name(&key.to_lowercase()) {
-            causes.push(Cause::invalid(&path, &key.into(), &why));
+            causes.push(Cause::invalid(path, &key.into(), &why));
         }
     } else if !allowed.contains(&text) {
         causes.push(Cause::not_supported(path, &text.into(), allowed));

@@ -21,6 +21,12 @@ const POD_SUBRESOURCES: &[Subresource] = &[
 ];
 
 pub(super) fn core() -> Vec<Kind> {
+    let mut rows = bindings_to_nodes();
+    rows.extend(volumes_to_services());
+    rows
+}
+
+fn bindings_to_nodes() -> Vec<Kind> {
     vec![
         row("", "v1", "Binding", "bindings", Namespaced).verbs(&["create"]),
         row("", "v1", "ComponentStatus", "componentstatuses", Cluster)
@@ -70,6 +76,11 @@ pub(super) fn core() -> Vec<Kind> {
                     ]
                 },
             ),
+    ]
+}
+
+fn volumes_to_services() -> Vec<Kind> {
+    vec![
         row(
             "",
             "v1",

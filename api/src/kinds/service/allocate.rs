@@ -17,7 +17,7 @@ use crate::status::{Cause, Error};
 use crate::store::{Change, Draft, Expect, Index, Key, Operation, Stored};
 
 /// Storage name of the internal records of node ports; name = the port's digits.
-pub const NODE_PORTS: &str = "nodeports";
+pub(super) const NODE_PORTS: &str = "nodeports";
 const ADDRESSES: &str = "networking.k8s.io/ipaddresses";
 const TAKEN_IP: &str = "provided IP is already allocated";
 const TAKEN_PORT: &str = "provided port is already allocated";

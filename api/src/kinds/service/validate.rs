@@ -122,7 +122,7 @@ fn validate_ports(new: &Object, causes: &mut Vec<Cause>) {
         let number = port["port"].as_i64().unwrap_or(0);
         if taken.contains(&(protocol, number)) {
             let value = json!({"protocol": protocol, "port": number});
-            causes.push(Cause::duplicate(&path, &value));
+            causes.push(Cause::duplicate(path, &value));
         }
         taken.push((protocol, number));
         let node_port = port["nodePort"].as_i64().unwrap_or(0);

@@ -149,7 +149,7 @@ mod tests {
             {\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": [{\"apiVersion\": \"v1\", \"kind\": \"Secret\", \"metadata\": {\"name\": \"s\"}}]}\n";
         assert_eq!(
             parsed(text).expect("valid"),
-            ["a.yaml#2 ConfigMap/a", "a.yaml#3 Secret/s"]
+            ["a.yaml ConfigMap/a", "a.yaml#2 Secret/s"]
         );
     }
 

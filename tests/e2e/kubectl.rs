@@ -232,13 +232,13 @@ fn objects_are_labelled_annotated_patched_replaced_and_edited() {
     assert_eq!(text(&object, "/metadata/annotations/note"), "hello");
 
     let mut replaced = object.clone();
-    replaced["data"] = serde_json::json!({"z": "26"});
+    replaced["data"] = serde_json::json!({"z": "before"});
     cluster.kubectl_with(&["replace", "-f", "-"], &replaced.to_string());
     let stale = cluster.kubectl_with_failing(&["replace", "-f", "-"], &object.to_string());
     assert!(stale.contains("the object has been modified"), "{stale}");
 
     let editor = cluster.path("editor");
-    std::fs::write(&editor, "#!/bin/sh\nsed -i 's/26/27/' \"$1\"\n").expect("written");
+    std::fs::write(&editor, "#!/bin/sh\nsed -i 's/before/after/' \"$1\"\n").expect("written");
     std::process::Command::new("chmod")
         .arg("+x")
         .arg(&editor)
@@ -250,7 +250,7 @@ fn objects_are_labelled_annotated_patched_replaced_and_edited() {
     );
     assert_eq!(
         cluster.kubectl(&["get", "cm/settings", "-o", "jsonpath={.data.z}"]),
-        "27"
+        "after"
     );
 
     let bad = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\nspecial: 1\n";

@@ -27,8 +27,21 @@ fn up_serves_hello_world_and_the_load_generator_counts() {
     assert_eq!((status, body.trim()), (200, "Hello World!"));
 
     let pod = cluster.pod_of("app=loadgenerator");
-    let log = cluster.logs_with(&[&pod], " successful, 0 failed");
-    assert!(log.contains("http://hellosvc:80/: "), "{log}");
+    // It may have started before the server was ready; from then on nothing fails.
+    wait_for(
+        "the load generator to count successes and no new failures",
+        || {
+            let log = cluster.kubectl(&["logs", &pod]);
+            let reports: Vec<_> = log
+                .lines()
+                .filter_map(|line| line.strip_prefix("http://hellosvc:80/: "))
+                .collect();
+            let failed = |report: &&str| report.split(", ").nth(1).map(str::to_owned);
+            let last_two = reports.len().checked_sub(2).map(|at| &reports[at..])?;
+            (!last_two[1].starts_with("0 ") && failed(&last_two[0]) == failed(&last_two[1]))
+                .then_some(())
+        },
+    );
     assert_eq!(cluster.interrupt(), Some(0), "Ctrl-C drains and ends well");
 
     cluster.start_again();

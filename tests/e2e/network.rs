@@ -60,6 +60,16 @@ spec:
   ports: [{port: 9, targetPort: 7001, protocol: UDP}]
 ";
 
+/// Where the node listens for a service's first port.
+fn node_port(cluster: &Cluster, service: &str) -> String {
+    let service = cluster.get(&["svc", service]).expect("it exists");
+    let port = service
+        .pointer("/spec/ports/0/nodePort")
+        .and_then(Value::as_u64)
+        .expect("a node port");
+    format!("127.0.0.1:{port}")
+}
+
 fn dial(cluster: &Cluster, name: &str, args: &str, env: &str) -> String {
     cluster.apply(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: Never\n  containers:\n  \
@@ -134,13 +144,9 @@ fn a_node_port_carries_raw_tcp_to_a_guest() {
     let cluster = Cluster::start();
     cluster.apply(ECHO);
     cluster.kubectl(&["rollout", "status", "deploy/echo", "--timeout=60s"]);
-    let service = cluster.get(&["svc", "echo"]).expect("it exists");
-    let port = service
-        .pointer("/spec/ports/0/nodePort")
-        .and_then(Value::as_u64)
-        .expect("a node port");
+    let address = node_port(&cluster, "echo");
     let answer = wait_for("an answer at the node port", || {
-        let mut stream = TcpStream::connect(("127.0.0.1", u16::try_from(port).ok()?)).ok()?;
+        let mut stream = TcpStream::connect(&address).ok()?;
         stream
             .set_read_timeout(Some(std::time::Duration::from_secs(5)))
             .ok()?;
@@ -159,10 +165,25 @@ fn a_rolling_update_loses_no_request() {
     if !have("kubectl") {
         return;
     }
-    let cluster = Cluster::with(&["manifests/helloserver"]);
-    cluster.kubectl(&["scale", "deploy/helloserver", "--replicas=3"]);
-    cluster.kubectl(&["rollout", "status", "deploy/helloserver", "--timeout=60s"]);
-    let address = crate::main_job::address(&cluster.greeting, "hellosvc");
+    let cluster = Cluster::start();
+    cluster.kubectl(&[
+        "create",
+        "deployment",
+        "web",
+        "--image=coracle.dev/guests/hello-http",
+        "--replicas=3",
+    ]);
+    cluster.kubectl(&[
+        "expose",
+        "deployment",
+        "web",
+        "--type=NodePort",
+        "--port=80",
+        "--target-port=8080",
+    ]);
+    cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
+    let address = node_port(&cluster, "web");
+    wait_for("the first answer", || http_get(&address, "/"));
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let load = std::thread::spawn({
         let (address, stop) = (address.clone(), stop.clone());
@@ -177,8 +198,8 @@ fn a_rolling_update_loses_no_request() {
             (good, bad)
         }
     });
-    cluster.kubectl(&["rollout", "restart", "deploy/helloserver"]);
-    cluster.kubectl(&["rollout", "status", "deploy/helloserver", "--timeout=90s"]);
+    cluster.kubectl(&["rollout", "restart", "deploy/web"]);
+    cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     let (good, bad) = load.join().expect("the load ends");
     assert!(good > 0 && bad.is_empty(), "{good} answered, lost: {bad:?}");

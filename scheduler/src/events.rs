@@ -20,11 +20,11 @@ use crate::clock;
 use crate::objects::{EVENTS, Meta, Resource};
 use crate::write::{Target, Writer};
 
-/// More waiting Events than this are dropped; the log says so.
-const CAPACITY: usize = 16_384;
+/// More waiting Events than this, of one type, are dropped; the log says so.
+const CAPACITY: usize = 8_192;
 /// Written at once before pacing starts, and per second from then on.
 const BURST: f64 = 30.0;
-const PER_SECOND: f64 = 50.0;
+const PER_SECOND: f64 = 100.0;
 
 const SIMILAR_WITHIN: i64 = 600;
 const SIMILAR_BEFORE_COMBINED: usize = 10;
@@ -54,11 +54,15 @@ pub struct Note {
 #[derive(Clone)]
 pub struct Recorder {
     component: &'static str,
-    sender: mpsc::Sender<Note>,
+    normal: mpsc::Sender<Note>,
+    warnings: mpsc::Sender<Note>,
 }
 
-/// The task's side.
-pub struct Inbox(mpsc::Receiver<Note>);
+/// The task's side. Warnings overtake: somebody is waiting for them.
+pub struct Inbox {
+    normal: mpsc::Receiver<Note>,
+    warnings: mpsc::Receiver<Note>,
+}
 
 /// Remembers what was written. Pure: takes the time, does no I/O.
 #[derive(Default)]
@@ -100,14 +104,18 @@ enum Decision {
 }
 
 pub fn channel() -> (Recorder, Inbox) {
-    let (sender, receiver) = mpsc::channel(CAPACITY);
-    (
-        Recorder {
-            component: "",
-            sender,
-        },
-        Inbox(receiver),
-    )
+    let (normal, normal_inbox) = mpsc::channel(CAPACITY);
+    let (warnings, warnings_inbox) = mpsc::channel(CAPACITY);
+    let recorder = Recorder {
+        component: "",
+        normal,
+        warnings,
+    };
+    let inbox = Inbox {
+        normal: normal_inbox,
+        warnings: warnings_inbox,
+    };
+    (recorder, inbox)
 }
 
 /// A reference to an object, as Events carry it.
@@ -132,11 +140,15 @@ pub async fn run(mut inbox: Inbox, writer: Writer, shutdown: CancellationToken) 
         let note = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            note = inbox.0.recv() => match note {
-                Some(note) => note,
-                None => return,
-            },
+            Some(note) = inbox.warnings.recv() => note,
+            Some(note) = inbox.normal.recv() => note,
+            else => return,
         };
+        let now = clock::now();
+        let decision = correlator.next(&note, now);
+        if decision == Decision::Drop {
+            continue;
+        }
         tokens = (tokens + last.elapsed().as_secs_f64() * PER_SECOND).min(BURST);
         last = Instant::now();
         if tokens < 1.0 {
@@ -148,8 +160,6 @@ pub async fn run(mut inbox: Inbox, writer: Writer, shutdown: CancellationToken) 
             }
         }
         tokens -= 1.0;
-        let now = clock::now();
-        let decision = correlator.next(&note, now);
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
@@ -217,7 +227,8 @@ impl Recorder {
     pub fn named(&self, component: &'static str) -> Self {
         Self {
             component,
-            sender: self.sender.clone(),
+            normal: self.normal.clone(),
+            warnings: self.warnings.clone(),
         }
     }
 
@@ -245,7 +256,11 @@ impl Recorder {
             message,
             action,
         };
-        if self.sender.try_send(note).is_err() {
+        let sender = match type_ {
+            Type::Normal => &self.normal,
+            Type::Warning => &self.warnings,
+        };
+        if sender.try_send(note).is_err() {
             warn!(reason, "Event dropped: too many are waiting");
         }
     }

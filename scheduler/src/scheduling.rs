@@ -194,8 +194,7 @@ impl Scheduling {
         // Assumed elsewhere, it frees what it does not take.
         let moved = self.scheduler.cluster.remove(&info.uid);
         self.scheduler.cluster.place(info, &pod.spec.node_name);
-        // Other pods may want to be near it.
-        moved || self.queue.has_unschedulable()
+        moved || self.queue.waits_for_company()
     }
 
     fn schedule_ready(&mut self) {

@@ -372,10 +372,7 @@ impl Delete {
 impl Error {
     /// The HTTP status the server refused with.
     pub fn code(&self) -> Option<u16> {
-        match self.status() {
-            Some(status) => Some(status.code),
-            None => None,
-        }
+        self.status().map(|status| status.code)
     }
 
     pub fn status(&self) -> Option<&kube::core::Status> {

@@ -21,7 +21,7 @@ use crate::write::{Error, Target, Writer, gone_is_fine};
 
 const FINALIZER: &str = "kubernetes";
 /// Content with finalizers of others is looked at again this often.
-const RECHECK: Duration = Duration::from_millis(500);
+const RECHECK: Duration = Duration::from_millis(200);
 /// Pods announce their end, so this is only a safety net.
 const RECHECK_PODS: Duration = Duration::from_secs(5);
 

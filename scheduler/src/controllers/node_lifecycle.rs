@@ -214,7 +214,7 @@ pub struct Controller {
 
 impl Controller {
     pub fn new(shared: &Arc<Shared>) -> Arc<Self> {
-        let queue: Arc<Queue<Key>> = Queue::new("nodelifecycle", Duration::from_millis(50));
+        let queue: Arc<Queue<Key>> = Queue::new("nodelifecycle", Duration::from_millis(5));
         let heard = Arc::new(Mutex::new(HashMap::<String, i64>::new()));
         let (waker, listening) = (Arc::clone(&queue), Arc::clone(&heard));
         shared.informers.nodes.on_change(move |change| {

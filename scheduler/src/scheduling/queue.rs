@@ -7,7 +7,10 @@
 //!    │ time                ▼                                 ▼
 //!    └───────────────── backoff ◄────────────────────────────┘
 //! ```
-//! Order: higher priority first, then who came first. Backoff grows from one second to ten.
+//! Order: higher priority first, then who came first.
+//!
+//! Differs from Kubernetes: backoff grows from 50 ms (there: a second) to ten seconds, because here a node may come up
+//! moments after the pods that wait for it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,7 +21,7 @@ use tokio::time::Instant;
 
 use super::pod::PodInfo;
 
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LAST_BACKOFF: Duration = Duration::from_secs(10);
 /// Nobody waits longer than this for a reason to try again.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
@@ -62,8 +65,12 @@ impl Queue {
         self.waiting.is_empty()
     }
 
-    pub fn has_unschedulable(&self) -> bool {
-        self.unschedulable > 0
+    /// Does a pod that did not fit want to be near others? Then a new neighbour may help it.
+    pub fn waits_for_company(&self) -> bool {
+        let wants = |(entry, place): &(Entry, Place)| {
+            matches!(place, Place::Unschedulable(..)) && !entry.pod.affinity.is_empty()
+        };
+        self.unschedulable > 0 && self.waiting.values().any(wants)
     }
 
     /// A new pod, or a new version of a waiting one: its change may be what it was waiting for.
@@ -247,7 +254,8 @@ mod tests {
             queue.pop(now + LONGEST_WAIT).is_some(),
             "nobody sleeps for ever"
         );
-        assert!(queue.is_empty() && !queue.has_unschedulable());
+        assert!(queue.is_empty());
+        assert_eq!(queue.unschedulable, 0);
     }
 
     #[tokio::test(start_paused = true)]

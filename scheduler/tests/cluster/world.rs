@@ -21,8 +21,8 @@ use tower::ServiceExt;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-pub struct World {
-    pub client: Client,
+pub(crate) struct World {
+    pub(crate) client: Client,
     api: api::Handle,
     scheduler: Handle,
     nodes: Vec<JoinHandle<()>>,
@@ -30,7 +30,7 @@ pub struct World {
 
 impl World {
     /// A cluster with nodes of that many cores.
-    pub async fn new(cores: &[u32]) -> Self {
+    pub(crate) async fn new(cores: &[u32]) -> Self {
         let api = api::start(api::Config::in_memory())
             .await
             .expect("the API server starts");
@@ -74,6 +74,12 @@ impl World {
             .patch_status(name, &PatchParams::default(), &Patch::Merge(&status))
             .await
             .expect("the node's status");
+        // Nodes begin tainted, until the controllers have seen that they are ready.
+        let clean = |n: Option<&Node>| {
+            n.and_then(|n| n.spec.as_ref())
+                .is_none_or(|s| s.taints.iter().flatten().next().is_none())
+        };
+        self.until(nodes, name, clean).await;
         self.nodes.push(tokio::spawn(run_node(
             self.client.clone(),
             name.to_owned(),
@@ -81,14 +87,14 @@ impl World {
         )));
     }
 
-    pub fn api<K>(&self) -> Api<K>
+    pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
     {
         Api::namespaced(self.client.clone(), "default")
     }
 
-    pub async fn create<K>(&self, value: Value) -> K
+    pub(crate) async fn create<K>(&self, value: Value) -> K
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
             + DeserializeOwned
@@ -102,7 +108,7 @@ impl World {
             .expect("it is created")
     }
 
-    pub async fn patch<K>(&self, name: &str, patch: Value) -> K
+    pub(crate) async fn patch<K>(&self, name: &str, patch: Value) -> K
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
             + DeserializeOwned
@@ -116,7 +122,12 @@ impl World {
     }
 
     /// Waits until the object is as it should be, and shows the cluster when it does not become so.
-    pub async fn until<K>(&self, api: Api<K>, name: &str, condition: impl Condition<K>) -> Option<K>
+    pub(crate) async fn until<K>(
+        &self,
+        api: Api<K>,
+        name: &str,
+        condition: impl Condition<K>,
+    ) -> Option<K>
     where
         K: kube::Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static,
     {
@@ -128,7 +139,7 @@ impl World {
         }
     }
 
-    pub async fn until_available(&self, name: &str, replicas: i32) -> Deployment {
+    pub(crate) async fn until_available(&self, name: &str, replicas: i32) -> Deployment {
         let done = move |d: Option<&Deployment>| {
             d.is_some_and(|d| {
                 let status = d.status.clone().unwrap_or_default();
@@ -143,14 +154,14 @@ impl World {
             .expect("the deployment is there")
     }
 
-    pub async fn until_gone<K>(&self, api: Api<K>, name: &str)
+    pub(crate) async fn until_gone<K>(&self, api: Api<K>, name: &str)
     where
         K: kube::Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static,
     {
         self.until(api, name, |o: Option<&K>| o.is_none()).await;
     }
 
-    pub async fn names<K>(&self) -> Vec<String>
+    pub(crate) async fn names<K>(&self) -> Vec<String>
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
             + DeserializeOwned
@@ -201,7 +212,7 @@ impl World {
         format!("{status:#?}\n{sets:#?}\n{pods:#?}\n{events:#?}")
     }
 
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         for node in self.nodes {
             node.abort();
         }
@@ -221,7 +232,7 @@ fn client(api: &api::Handle, user: User) -> Client {
     Client::new(router, "default")
 }
 
-pub fn object<K: DeserializeOwned>(value: Value) -> K {
+pub(crate) fn object<K: DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).expect("the test's object is well formed")
 }
 
@@ -267,7 +278,7 @@ async fn run_node(client: Client, name: String, index: usize) {
     }
 }
 
-pub fn deployment(name: &str, replicas: i32, image: &str) -> Value {
+pub(crate) fn deployment(name: &str, replicas: i32, image: &str) -> Value {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": {"name": name, "labels": {"app": name}},
@@ -283,7 +294,7 @@ pub fn deployment(name: &str, replicas: i32, image: &str) -> Value {
     })
 }
 
-pub fn service(name: &str) -> Value {
+pub(crate) fn service(name: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": name, "labels": {"app": name}},
@@ -292,7 +303,7 @@ pub fn service(name: &str) -> Value {
 }
 
 /// Waits for the first Event about an object with that reason.
-pub async fn event(world: &World, about: &str, reason: &str) -> Event {
+pub(crate) async fn event(world: &World, about: &str, reason: &str) -> Event {
     let events: Api<Event> = world.api();
     let fields = format!("involvedObject.name={about},reason={reason}");
     let config = watcher::Config::default().fields(&fields);

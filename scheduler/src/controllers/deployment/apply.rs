@@ -17,7 +17,7 @@ use crate::write::{Delete, Error, Propagation, Target, Writer, gone_is_fine};
 
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// Between two passes over one Deployment.
-const REST: Duration = Duration::from_millis(10);
+const REST: Duration = Duration::from_millis(20);
 
 pub struct Controller {
     shared: Arc<Shared>,

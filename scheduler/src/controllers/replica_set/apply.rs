@@ -15,7 +15,7 @@ use crate::write::{self, Delete, Error, Target, Writer, gone_is_fine};
 
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// Between two passes over one set: a thousand pods becoming ready are a few dozen status writes.
-const REST: Duration = Duration::from_millis(20);
+const REST: Duration = Duration::from_millis(40);
 
 pub struct Controller {
     shared: Arc<Shared>,

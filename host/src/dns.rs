@@ -26,7 +26,7 @@ pub(crate) enum Found {
     Addresses(Vec<IpAddr>),
     /// Not the cluster's: full names to ask the system for, in order.
     Outside(Vec<String>),
-    NotFound,
+    Nothing,
 }
 
 /// The name as the pod's resolver sees it. Cancel by dropping.
@@ -37,7 +37,7 @@ pub(crate) async fn resolve(pod: &PodNetwork, name: &str) -> Resolved {
             .filter(|ips| !ips.is_empty())
             .ok_or(ResolveError::NotFound),
         Found::Outside(names) => outside(pod, &names).await.map(|(_, ips)| ips),
-        Found::NotFound => Err(ResolveError::NotFound),
+        Found::Nothing => Err(ResolveError::NotFound),
     }
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn find(pod: &PodNetwork, name: &str) -> Found {
             Err(target) => name = target,
         }
     }
-    Found::NotFound
+    Found::Nothing
 }
 
 /// `Err` is the name an ExternalName leads to.
@@ -101,7 +101,7 @@ fn look(table: &Table, domain: &str, pod: &PodNetwork, name: &str) -> Result<Fou
         }
     }
     Ok(if outside.is_empty() {
-        Found::NotFound
+        Found::Nothing
     } else {
         Found::Outside(outside)
     })
@@ -121,7 +121,7 @@ fn own_name(pod: &PodNetwork, name: &str) -> Option<IpAddr> {
     } else {
         &identity.hostname
     };
-    if name.eq_ignore_ascii_case(hostname) {
+    if name.eq_ignore_ascii_case(hostname) || own_fqdn(pod, hostname, name) {
         return Some(IpAddr::V4(pod.address()));
     }
     identity
@@ -129,4 +129,14 @@ fn own_name(pod: &PodNetwork, name: &str) -> Option<IpAddr> {
         .iter()
         .find(|(_, names)| names.iter().any(|alias| name.eq_ignore_ascii_case(alias)))
         .map(|(ip, _)| *ip)
+}
+
+/// `hostname.subdomain.ns.svc.domain`: a pod knows itself by it before it is ready and DNS does.
+fn own_fqdn(pod: &PodNetwork, hostname: &str, name: &str) -> bool {
+    let identity = pod.identity();
+    let Some(subdomain) = &identity.subdomain else {
+        return false;
+    };
+    let domain = &pod.fabric().config.cluster_domain;
+    name == format!("{hostname}.{subdomain}.{}.svc.{domain}", identity.namespace)
 }

@@ -180,11 +180,14 @@ pub struct Config {
 pub struct Limits {
     /// Connections, listeners and UDP sockets of one pod, together.
     pub sockets_per_pod: usize,
+    /// Real connections to the outside of one pod, and at most a quarter of the file descriptors for all pods.
+    pub outside_per_pod: usize,
     /// Bytes queued by one pod in all its connections before their buffers shrink.
     pub buffers_per_pod: usize,
     /// HTTP requests one pod answers at once; more are refused and go elsewhere.
     pub requests_per_pod: usize,
-    /// Connections all NodePort and LoadBalancer listeners of this node hold together; more wait in the kernel.
+    /// Connections all NodePort and LoadBalancer listeners of this node hold together, at most a quarter of the file
+    /// descriptors; more wait in the kernel.
     pub listener_connections: usize,
     pub connect_timeout: Duration,
     /// A client has this long to send a request's head; a kept-alive connection is closed after being idle this long.
@@ -229,6 +232,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             sockets_per_pod: 4096,
+            outside_per_pod: 512,
             buffers_per_pod: 16 << 20,
             requests_per_pod: 4096,
             listener_connections: 16_384,
@@ -311,15 +315,20 @@ impl Network {
     pub async fn shutdown(&self, grace: Duration) {
         self.fabric.draining.cancel();
         self.fabric.tasks.close();
-        if tokio::time::timeout(grace, self.fabric.tasks.wait())
-            .await
-            .is_err()
-        {
-            self.fabric.stop.cancel();
-            // Every task watches `stop`; this only bounds a task stuck in a syscall.
-            drop(tokio::time::timeout(Duration::from_secs(2), self.fabric.tasks.wait()).await);
+        self.followers.close();
+        let drained = tokio::time::timeout(grace, self.fabric.tasks.wait()).await;
+        if drained.is_err() {
+            tracing::debug!(?grace, "Dropped connections that were not done in time");
         }
         self.fabric.stop.cancel();
+        let stopped = async {
+            self.fabric.tasks.wait().await;
+            self.followers.wait().await;
+        };
+        // Every task watches `stop`; this only bounds a task stuck in a syscall.
+        if tokio::time::timeout(STOP, stopped).await.is_err() {
+            tracing::warn!("Network tasks did not stop in time");
+        }
         self.fabric.clear();
     }
 }

@@ -190,7 +190,9 @@ impl tower::Service<Uri> for Connector {
             let caller = pod
                 .as_ref()
                 .map_or_else(|| fabric.rim(), |pod| pod.caller());
-            let stream = fabric.connect(&caller, endpoint).await?;
+            let stream = fabric
+                .connect_endpoint(&caller, endpoint, endpoint, None)
+                .await?;
             Ok(TokioIo::new(stream.into_io()))
         })
     }

@@ -21,7 +21,7 @@ use super::client::{self, literal};
 use super::pod::{PodNetwork, RequestSlot};
 use super::ports::Target;
 use super::table::{Kind, Port, Protocol, Service};
-use super::vnet::{Caller, Fabric, Route};
+use super::vnet::{Caller, Fabric, OutsideSlot, Route};
 use super::{Body, HttpError, ReturnedRequest, SocketError};
 use crate::dns::{self, Found};
 
@@ -35,9 +35,15 @@ const HOPS_ON_ONE_STACK: u8 = 8;
 pub struct Hops(pub u8);
 
 /// What is kept while a response's body flows.
+#[derive(Default)]
+#[expect(
+    dead_code,
+    reason = "held, not read: dropping them is what they are for"
+)]
 struct Guard {
-    _load: Option<InFlight>,
-    _slot: Option<RequestSlot>,
+    load: Option<InFlight>,
+    request: Option<RequestSlot>,
+    outside: Option<OutsideSlot>,
 }
 
 /// A response's body with its guard.
@@ -113,7 +119,7 @@ pub(crate) async fn send(
             }
             call.outside(request).await
         }
-        Found::NotFound => Err(HttpError::NotFound(host.to_owned())),
+        Found::Nothing => Err(HttpError::NotFound(host.to_owned())),
     }
 }
 
@@ -251,7 +257,7 @@ impl Call<'_> {
         };
         let started = Instant::now();
         let hops = request.extensions().get::<Hops>().map_or(0, |hops| hops.0);
-        let answer = if hops % HOPS_ON_ONE_STACK == 0 && hops > 0 {
+        let answer = if hops > 0 && hops.is_multiple_of(HOPS_ON_ONE_STACK) {
             // Calls inside calls are polled inside each other: a long chain gets a fresh stack now and then.
             let task = tokio::spawn(handler.handle(request));
             tokio_util::task::AbortOnDropHandle::new(task)
@@ -262,8 +268,9 @@ impl Call<'_> {
         };
         self.count(Some(pod), started, &answer);
         let guard = Guard {
-            _load: load,
-            _slot: Some(slot),
+            load,
+            request: Some(slot),
+            outside: None,
         };
         Ok(guarded(answer?, guard))
     }
@@ -276,6 +283,9 @@ impl Call<'_> {
         load: Option<InFlight>,
         pod: Option<&PodNetwork>,
     ) -> Result<Response<Body>, HttpError> {
+        // A pod's 127.0.0.1 is not an address an endpoint can be reached at.
+        let ip = pod.map_or(address.ip(), |pod| IpAddr::V4(pod.address()));
+        let address = SocketAddr::new(ip, address.port());
         let client = match self.caller.pod {
             Some(pod) => pod.client(),
             None => self.fabric.rim_client(),
@@ -284,8 +294,8 @@ impl Call<'_> {
         let answer = client.request(address, request).await;
         self.count(pod, started, &answer);
         let guard = Guard {
-            _load: load,
-            _slot: None,
+            load,
+            ..Guard::default()
         };
         let mut response = answer?;
         strip_hop_by_hop(response.headers_mut());
@@ -317,14 +327,18 @@ impl Call<'_> {
                 .check(ip)
                 .map_err(|error| HttpError::Forbidden(format!("{ip}: {error}")))?;
         }
+        let slot = self
+            .fabric
+            .outside_slot(self.caller.pod)
+            .map_err(|error| HttpError::Connect(error.to_string()))?;
         let started = Instant::now();
         let answer = self.fabric.egress.request(request).await;
         self.count(None, started, &answer);
         let mut response = answer?;
         strip_hop_by_hop(response.headers_mut());
         let guard = Guard {
-            _load: None,
-            _slot: None,
+            outside: Some(slot),
+            ..Guard::default()
         };
         Ok(guarded(response, guard))
     }

@@ -68,6 +68,8 @@ pub struct PodNetwork {
     /// Outgoing HTTP to endpoints that listen on sockets.
     client: OnceLock<Client>,
     lookups: Semaphore,
+    /// Real connections the pod may have.
+    outside: Arc<Semaphore>,
 }
 
 /// One HTTP request a pod is answering.
@@ -95,6 +97,7 @@ impl PodNetwork {
             requests: Arc::default(),
             client: OnceLock::new(),
             lookups: Semaphore::new(LOOKUPS),
+            outside: Arc::new(Semaphore::new(limits.outside_per_pod)),
             identity,
             fabric,
         }
@@ -197,6 +200,10 @@ impl PodNetwork {
 
     pub(crate) fn lookups(&self) -> &Semaphore {
         &self.lookups
+    }
+
+    pub(crate) fn outside(&self) -> &Arc<Semaphore> {
+        &self.outside
     }
 
     pub(crate) fn client(&self) -> &Client {

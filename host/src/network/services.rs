@@ -38,8 +38,8 @@ pub(crate) struct Index {
 }
 
 enum Change {
-    Service(Event<ServiceObject>),
-    Slice(Event<EndpointSlice>),
+    Service(Box<Event<ServiceObject>>),
+    Slice(Box<Event<EndpointSlice>>),
 }
 
 /// Runs until `stop`. Watch errors are retried with backoff inside kube's watcher; the last table stays meanwhile.
@@ -48,8 +48,8 @@ pub(crate) async fn run(
     tables: watch::Sender<Arc<Table>>,
     stop: CancellationToken,
 ) {
-    let services = follow(client.clone(), "Service").map(Change::Service);
-    let slices = follow(client, "EndpointSlice").map(Change::Slice);
+    let services = follow(client.clone(), "Service").map(|event| Change::Service(Box::new(event)));
+    let slices = follow(client, "EndpointSlice").map(|event| Change::Slice(Box::new(event)));
     let mut changes = std::pin::pin!(futures::stream::select(services, slices));
     let mut index = Index::default();
     let mut next_publish = Instant::now();
@@ -63,8 +63,8 @@ pub(crate) async fn run(
                 next_publish = Instant::now() + QUIET;
             }
             change = changes.next() => match change {
-                Some(Change::Service(event)) => index.service(event),
-                Some(Change::Slice(event)) => index.slice(event),
+                Some(Change::Service(event)) => index.service(*event),
+                Some(Change::Slice(event)) => index.slice(*event),
                 None => return,
             }
         }

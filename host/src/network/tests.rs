@@ -4,6 +4,7 @@ mod api;
 mod calls;
 mod rim;
 mod sockets;
+mod tls;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -69,17 +70,30 @@ fn web(network: &Network, name: &str) -> (Arc<PodNetwork>, Serving) {
 
 /// Puts a Service of namespace `shop` into the table, as the index would.
 fn publish(network: &Network, name: &str, spec: Value, ports: Value, pods: &[&PodNetwork]) {
-    let endpoints: Vec<Value> = pods
+    let addresses: Vec<String> = pods.iter().map(|pod| pod.address().to_string()).collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    behind(network, ("shop", name), spec, ports, &addresses);
+}
+
+/// As [`publish`], for any namespace and any addresses.
+fn behind(
+    network: &Network,
+    (namespace, name): (&str, &str),
+    spec: Value,
+    ports: Value,
+    addresses: &[&str],
+) {
+    let endpoints: Vec<Value> = addresses
         .iter()
-        .map(|pod| json!({"addresses": [pod.address().to_string()]}))
+        .map(|address| json!({"addresses": [address]}))
         .collect();
-    let metadata = json!({"name": name, "namespace": "shop", "uid": name,
+    let metadata = json!({"name": name, "namespace": namespace, "uid": name,
         "labels": {"kubernetes.io/service-name": name}});
     let object = json!({"metadata": metadata, "spec": spec});
     let slice = json!({"addressType": "IPv4", "metadata": metadata, "ports": ports, "endpoints": endpoints});
     let slice = Slice::parse(&serde_json::from_value(slice).unwrap()).unwrap();
     let key = Key {
-        namespace: "shop".to_owned(),
+        namespace: namespace.to_owned(),
         name: name.to_owned(),
     };
     let object = Arc::new(serde_json::from_value(object).unwrap());

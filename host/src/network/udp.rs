@@ -15,7 +15,7 @@ use super::SocketError;
 use super::balancer::{Millis, Tried};
 use super::ports::{PortTable, SocketSlot};
 use super::table::Port;
-use super::vnet::{Fabric, Route};
+use super::vnet::{Fabric, OutsideSlot, Route};
 
 /// The largest payload of a datagram.
 pub(crate) const LARGEST: usize = 65_507;
@@ -48,7 +48,7 @@ pub struct UdpSocket {
     local: SocketAddr,
     queue: Arc<Queue>,
     /// Made at the first datagram to the outside.
-    real: OnceLock<tokio::net::UdpSocket>,
+    real: OnceLock<(tokio::net::UdpSocket, OutsideSlot)>,
     flows: Mutex<HashMap<SocketAddr, (SocketAddr, Millis)>>,
     _slot: SocketSlot,
 }
@@ -160,7 +160,7 @@ impl UdpSocket {
         if let Poll::Ready((datagram, from)) = self.queue.poll_pop(cx) {
             return Poll::Ready(Ok((datagram, self.as_service(from))));
         }
-        let Some(real) = self.real.get() else {
+        let Some((real, _)) = self.real.get() else {
             return Poll::Pending;
         };
         let mut buffer = BytesMut::zeroed(LARGEST);
@@ -254,23 +254,21 @@ impl UdpSocket {
     ) -> Poll<Result<(), SocketError>> {
         let real = match self.real() {
             Ok(real) => real,
-            Err(error) => return Poll::Ready(Err(SocketError::from(&error))),
+            Err(error) => return Poll::Ready(Err(error)),
         };
         let dual_stack = real.local_addr().is_ok_and(|local| local.is_ipv6());
         real.poll_send_to(cx, datagram, if dual_stack { mapped(to) } else { to })
             .map(|sent| sent.map(drop).map_err(|error| SocketError::from(&error)))
     }
 
-    fn real(&self) -> io::Result<&tokio::net::UdpSocket> {
-        if let Some(real) = self.real.get() {
+    fn real(&self) -> Result<&tokio::net::UdpSocket, SocketError> {
+        if let Some((real, _)) = self.real.get() {
             return Ok(real);
         }
-        // Dual stack where the machine has IPv6, else IPv4.
-        let socket = std::net::UdpSocket::bind("[::]:0")
-            .or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))?;
-        socket.set_nonblocking(true)?;
-        let socket = tokio::net::UdpSocket::from_std(socket)?;
-        let real = self.real.get_or_init(|| socket);
+        let pod = self.fabric.pod(self.pod);
+        let slot = self.fabric.outside_slot(pod.as_deref())?;
+        let socket = outside().map_err(|error| SocketError::from(&error))?;
+        let (real, _) = self.real.get_or_init(|| (socket, slot));
         // A reader that waits on the queue alone must look at the real socket too.
         let waker = self.queue.lock().reading.take();
         if let Some(waker) = waker {
@@ -322,6 +320,14 @@ impl Drop for UdpSocket {
     fn drop(&mut self) {
         self.ports.free_udp(self.local.port());
     }
+}
+
+/// Dual stack where the machine has IPv6, else IPv4.
+fn outside() -> io::Result<tokio::net::UdpSocket> {
+    let socket =
+        std::net::UdpSocket::bind("[::]:0").or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))?;
+    socket.set_nonblocking(true)?;
+    tokio::net::UdpSocket::from_std(socket)
 }
 
 /// As a dual-stack socket wants it.

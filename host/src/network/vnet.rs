@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use rand::RngExt;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -44,6 +44,8 @@ pub(crate) struct Fabric {
     pub(crate) stop: CancellationToken,
     pub(crate) rim_budget: Arc<Budget>,
     pub(crate) rim_connections: Arc<Semaphore>,
+    /// Real connections of all pods together: one guest must not take every file descriptor.
+    outside_connections: Arc<Semaphore>,
     /// Where UDP clients outside seem to be, for pods.
     pub(crate) node_address: Ipv4Addr,
     pub(crate) node_ports: Arc<PortTable>,
@@ -64,6 +66,12 @@ pub(crate) struct Caller<'a> {
     pub(crate) workload: &'a Arc<Workload>,
 }
 
+/// One real connection of a pod.
+pub(crate) struct OutsideSlot {
+    _pod: Option<OwnedSemaphorePermit>,
+    _node: OwnedSemaphorePermit,
+}
+
 /// Where an address leads.
 pub(crate) enum Route {
     Own,
@@ -82,6 +90,7 @@ impl Fabric {
     ) -> Result<Arc<Self>, Error> {
         let traffic = Traffic::default();
         let upstream = Arc::new(Upstream::default());
+        let quarter = descriptors() / 4;
         Ok(Arc::new(Self {
             egress: Egress::new(&config, Arc::clone(&upstream))?,
             upstream,
@@ -92,7 +101,10 @@ impl Fabric {
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             rim_budget: Arc::new(Budget::new(RIM_BUDGET)),
-            rim_connections: Arc::new(Semaphore::new(config.limits.listener_connections)),
+            rim_connections: Arc::new(Semaphore::new(
+                config.limits.listener_connections.min(quarter),
+            )),
+            outside_connections: Arc::new(Semaphore::new(quarter)),
             node_address: Addresses::node(config.pod_cidr),
             node_ports: Arc::default(),
             rim_client: OnceLock::new(),
@@ -299,8 +311,25 @@ impl Fabric {
         Err(last)
     }
 
+    /// A permit for one more real connection.
+    pub(crate) fn outside_slot(
+        &self,
+        pod: Option<&PodNetwork>,
+    ) -> Result<OutsideSlot, SocketError> {
+        let take = |permits: &Arc<Semaphore>| {
+            Arc::clone(permits)
+                .try_acquire_owned()
+                .map_err(|_| SocketError::TooMany)
+        };
+        let own = pod.map(|pod| take(pod.outside())).transpose()?;
+        Ok(OutsideSlot {
+            _pod: own,
+            _node: take(&self.outside_connections)?,
+        })
+    }
+
     /// To one endpoint of a Service. `seen` is what the caller believes to be connected to.
-    async fn connect_endpoint(
+    pub(crate) async fn connect_endpoint(
         self: &Arc<Self>,
         caller: &Caller<'_>,
         seen: SocketAddr,
@@ -391,6 +420,7 @@ impl Fabric {
             slot: caller.sockets.map(Sockets::take).transpose()?,
             load,
         };
+        let permit = self.outside_slot(caller.pod)?;
         let socket = self.egress.connect(endpoint).await?;
         let server = Account {
             budget: Arc::clone(caller.budget),
@@ -411,6 +441,7 @@ impl Fabric {
                 () = stop.cancelled() => {}
                 () = forward::forward(socket, server) => {}
             }
+            drop(permit);
         });
         if let Some(pair) = self.traffic.pair(caller.workload, &self.outside) {
             pair.connected();
@@ -422,4 +453,11 @@ impl Fabric {
             writer: client.1,
         })
     }
+}
+
+/// File descriptors this process may have.
+fn descriptors() -> usize {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let (soft, _) = limit.unwrap_or((1024, 1024));
+    usize::try_from(soft).map_or(1 << 20, |soft| soft.clamp(64, 1 << 20))
 }

@@ -393,29 +393,15 @@ async fn the_hosts_own_loopback_is_closed_to_pods_unless_allowed() {
     let to = real.local_addr().unwrap();
     let closed = network();
     // For a pod 127.0.0.1 is itself; the host's loopback hides behind other names, too.
-    let spec = json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80}]});
     let smuggle = |network: &Network| {
-        let slice = json!({"addressType": "IPv4",
-            "metadata": {"name": "s", "namespace": "shop", "labels": {"kubernetes.io/service-name": "s"}},
-            "ports": [{"port": to.port()}], "endpoints": [{"addresses": ["127.0.0.1"]}]});
-        let slice = Slice::parse(&serde_json::from_value(slice).unwrap()).unwrap();
-        let object = json!({"metadata": {"name": "s", "namespace": "shop"}, "spec": spec});
-        let key = Key {
-            namespace: "shop".to_owned(),
-            name: "s".to_owned(),
-        };
-        let object = Arc::new(serde_json::from_value(object).unwrap());
-        network.tables.send_modify(|table| {
-            let mut next = Table::clone(table);
-            next.insert(Service::build(
-                key,
-                object,
-                &[&slice],
-                &mut Loads::default(),
-                None,
-            ));
-            *table = Arc::new(next);
-        });
+        let spec = json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80}]});
+        behind(
+            network,
+            ("shop", "s"),
+            spec,
+            json!([{"port": to.port()}]),
+            &["127.0.0.1"],
+        );
     };
     smuggle(&closed);
     let a = pod(&closed, "a");
@@ -451,29 +437,16 @@ async fn the_hosts_own_loopback_is_closed_to_pods_unless_allowed() {
 async fn the_api_server_is_reached_at_its_service_address_though_it_is_on_loopback() {
     let real = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let network = network();
-    let slice = json!({"addressType": "IPv4",
-        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "ports": [{"name": "https", "port": real.local_addr().unwrap().port()}],
-        "endpoints": [{"addresses": ["127.0.0.1"]}]});
-    let slice = Slice::parse(&serde_json::from_value(slice).unwrap()).unwrap();
-    let object = json!({"metadata": {"name": "kubernetes", "namespace": "default"},
-        "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "https", "port": 443}]}});
-    let object = Arc::new(serde_json::from_value(object).unwrap());
-    let key = Key {
-        namespace: "default".to_owned(),
-        name: "kubernetes".to_owned(),
-    };
-    network.tables.send_modify(|table| {
-        let mut next = Table::clone(table);
-        next.insert(Service::build(
-            key,
-            object,
-            &[&slice],
-            &mut Loads::default(),
-            None,
-        ));
-        *table = Arc::new(next);
-    });
+    let port = real.local_addr().unwrap().port();
+    let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"name": "https", "port": 443}]});
+    let ports = json!([{"name": "https", "port": port}]);
+    behind(
+        &network,
+        ("default", "kubernetes"),
+        spec,
+        ports,
+        &["127.0.0.1"],
+    );
     let a = pod(&network, "a");
     assert!(a.connect("10.96.0.1:443".parse().unwrap()).await.is_ok());
     real.accept().await.unwrap();

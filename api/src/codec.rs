@@ -1,5 +1,7 @@
 //! Bodies in, objects out: JSON, YAML and Kubernetes protobuf, checked against the type graph.
 //!
+//! Differs from Kubernetes: YAML is read as 1.2, so `yes`, `on` and `y` are text; kubectl, which reads 1.1, sends us JSON.
+//!
 //! Decoding says what Kubernetes says: the same words for a wrong type, an unknown field, a duplicate key, a wrong kind.
 //! Never touches the store, never defaults, never knows a kind by name.
 //!
@@ -120,11 +122,6 @@ pub fn essence(media_type: &str) -> &str {
 pub fn to_yaml(value: &Value) -> Result<String, Error> {
     serde_norway::to_string(value)
         .map_err(|e| Error::internal(format!("cannot write the object as YAML: {e}")))
-}
-
-/// A tree from YAML or JSON, whatever its type (patches, configuration). Duplicate keys are refused.
-pub fn parse_yaml(body: &[u8]) -> Result<Value, String> {
-    serde_norway::from_slice(body).map_err(|e| yaml_error(&e))
 }
 
 // ---- text ----------------------------------------------------------------------------------------------------------

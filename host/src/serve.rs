@@ -283,10 +283,10 @@ impl Following {
                 return None;
             }
             if let Some(progress) = &mut self.progress {
+                let changed = tokio::time::timeout(LOOK_AGAIN, progress.changed()).await;
                 // A sender that is gone shows at the next look: there is no more to come.
-                match tokio::time::timeout(LOOK_AGAIN, progress.changed()).await {
-                    Ok(Err(_)) => self.progress = None,
-                    Ok(Ok(())) | Err(_) => {}
+                if matches!(changed, Ok(Err(_))) {
+                    self.progress = None;
                 }
             }
         }

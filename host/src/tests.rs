@@ -635,3 +635,59 @@ async fn nothing_of_a_deleted_pod_stays_on_the_disk() {
         .await
         .expect("cleaned");
 }
+
+/// `cargo nextest run -p host --run-ignored only a_thousand` prints how long a thousand pods take and what they cost.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn a_thousand_idle_http_pods() {
+    let world = World::start().await;
+    world
+        .create("warm", json!({"containers": [app("hello", json!({}))]}))
+        .await;
+    world.until("warm", "ready", types::pod::is_ready).await;
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:").map(str::to_owned));
+        line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let before = resident();
+    let began = tokio::time::Instant::now();
+    for n in 0..1_000 {
+        world
+            .create(
+                &format!("web-{n}"),
+                json!({"containers": [app("hello", json!({}))]}),
+            )
+            .await;
+    }
+    let created = began.elapsed();
+    let ready = async {
+        loop {
+            let pods = world
+                .pods()
+                .list(&ListParams::default())
+                .await
+                .expect("listed");
+            if pods
+                .items
+                .iter()
+                .filter(|pod| types::pod::is_ready(pod))
+                .count()
+                > 1_000
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready)
+        .await
+        .expect("in time");
+    println!("created in {created:?}, all ready in {:?}", began.elapsed());
+    println!(
+        "{} KiB per pod, API objects included",
+        (resident() - before) / 1_000
+    );
+}

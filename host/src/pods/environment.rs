@@ -289,7 +289,8 @@ pub(crate) fn service_links<'a>(
         let name = service.metadata.name.as_deref().unwrap_or_default();
         let own = service.metadata.namespace.as_deref().unwrap_or_default();
         let is_api = own == "default" && name == "kubernetes";
-        if !is_api && !(all && own == namespace) {
+        let wanted = is_api || (all && own == namespace);
+        if !wanted {
             continue;
         }
         let Some(spec) = &service.spec else { continue };

@@ -12,8 +12,11 @@ use crate::runtime::{Running, Usage};
 #[derive(Clone, Default)]
 pub(crate) struct Known {
     // Locked for a look-up.
-    pods: Arc<Mutex<HashMap<(String, String), Arc<Record>>>>,
+    pods: Arc<Mutex<Records>>,
 }
+
+/// By namespace and name.
+type Records = HashMap<(String, String), Arc<Record>>;
 
 /// One pod.
 pub(crate) struct Record {
@@ -160,7 +163,7 @@ impl Known {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Arc<Record>>> {
+    fn lock(&self) -> MutexGuard<'_, Records> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 /// Events waiting to be written; more are dropped and counted.
 const QUEUE: usize = 16_384;
 /// Events per second, after a burst.
-const RATE: u32 = 200;
-const BURST: u32 = 200;
+const RATE: u32 = 100;
+const BURST: u32 = 100;
 /// Events remembered, to count repetitions.
 const REMEMBERED: usize = 4_096;
 /// One object's events: a burst, then one in five minutes.

@@ -38,7 +38,7 @@ mod perform;
 mod update;
 
 /// A status with work still under way is published when it has been true for this long.
-const UNSETTLED: Duration = Duration::from_millis(150);
+const UNSETTLED: Duration = Duration::from_secs(1);
 /// After a write that failed.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Between looks at volumes that follow other objects or may outgrow their limit.

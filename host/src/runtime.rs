@@ -6,10 +6,11 @@
 //! wasm ─ adapt ─ compiled ─ linker ─┬─ http      0.2: an instance per request, polled in the caller's task
 //!        what    machine    what a  ├─ service   0.3: few instances, many requests each
 //!        is it?  code       guest   └─ command   one instance, one task, one Exit
-//!                           may do     all: guest (store data), limits, logs, outgoing, sockets
+//!                           may do     all: guest (store data), limits, logs, outgoing + calls, sockets
 //! ```
 
 mod adapt;
+mod calls;
 mod command;
 mod compiled;
 mod engine;

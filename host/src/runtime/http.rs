@@ -114,7 +114,7 @@ impl Handler {
             sent = &mut answer => match sent {
                 Ok(Ok(response)) => {
                     let read = CancellationToken::new();
-                    let body = Read::new(&read, response);
+                    let body = Read::wrap(&read, response);
                     tokio::spawn(Arc::clone(&self).linger(guest, read));
                     Ok(body)
                 }
@@ -308,7 +308,7 @@ impl HttpHandler for Handler {
 // === impl Read ===
 
 impl Read {
-    fn new(read: &CancellationToken, response: Response<Body>) -> Response<Body> {
+    fn wrap(read: &CancellationToken, response: Response<Body>) -> Response<Body> {
         let guard = read.clone().drop_guard();
         response.map(|body| Read { body, _read: guard }.boxed_unsync())
     }

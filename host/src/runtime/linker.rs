@@ -7,7 +7,7 @@ use wasmtime::Engine;
 use wasmtime::component::Linker;
 
 use super::guest::Guest;
-use super::{LoadError, sockets};
+use super::{LoadError, calls, sockets};
 
 /// WASI 0.2: cli, clocks, random, io, filesystem, http; sockets on the pod network.
 pub(super) fn p2(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
@@ -15,6 +15,7 @@ pub(super) fn p2(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     linker.allow_shadowing(true);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    calls::add_to_linker(&mut linker)?;
     sockets::add_p2(&mut linker)?;
     Ok(linker)
 }

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::Scheme;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep};
@@ -42,6 +43,11 @@ impl Outgoing {
 }
 
 impl WasiHttpHooks for Outgoing {
+    /// Differs from wasmtime's own: a guest that names no scheme means `http`, as everybody in a cluster does.
+    fn default_scheme(&mut self) -> Option<Scheme> {
+        Some(Scheme::HTTP)
+    }
+
     fn send_request(
         &mut self,
         mut request: http::Request<WasiBody>,

@@ -7,11 +7,14 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use http::header::HOST;
 use http::{HeaderValue, Request, Response};
-use tokio::sync::{mpsc, oneshot};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use wasmtime::component::Accessor;
 use wasmtime_wasi_http::p3;
@@ -51,8 +54,12 @@ struct Worker {
 
 #[derive(Default)]
 struct Load {
+    /// Calls sent and not yet answered.
     inside: AtomicU32,
+    /// Answers whose body is still read.
+    reading: AtomicU32,
     retired: AtomicBool,
+    retiring: Notify,
 }
 
 struct Call {
@@ -64,6 +71,16 @@ struct Call {
 
 /// Counts a call until it is dropped.
 struct Counted(Arc<Load>);
+
+/// A call nobody waits for any more: its worker takes no others, and ends. Disarmed by the answer.
+struct Abandoned(Option<Arc<Load>>);
+
+/// A body with its right to be worked on.
+struct Read {
+    body: Body,
+    load: Arc<Load>,
+    _permit: Permit,
+}
 
 // === impl Handler ===
 
@@ -96,18 +113,20 @@ impl Handler {
         }
         set_authority(&mut request);
         let (sender, answer) = oneshot::channel();
-        let load = self.dispatch(request, sender, permit);
+        let mut abandoned = Abandoned(Some(self.dispatch(request, sender, permit)));
         let state = &self.state;
         tokio::select! {
             biased;
-            answer = answer => answer.unwrap_or_else(|_| {
-                Err(HttpError::Guest(format!("{}: the instance ended", state.name())))
-            }),
+            answer = answer => {
+                abandoned.0 = None;
+                answer.unwrap_or_else(|_| {
+                    Err(HttpError::Guest(format!("{}: the instance ended", state.name())))
+                })
+            }
             () = state.killed.cancelled() => {
                 Err(HttpError::Guest(format!("{} was stopped", state.name())))
             }
             () = tokio::time::sleep(state.timeout) => {
-                load.retired.store(true, Ordering::Relaxed);
                 let error = format!("no answer within {} s", state.timeout.as_secs());
                 let _ = state.report(wasmtime::Error::msg(error.clone()));
                 Err(HttpError::Timeout(error))
@@ -162,7 +181,7 @@ impl Handler {
         // The channel is new and has room for one.
         let _ = calls.try_send(call(&load, request, answer, permit));
         let work = Arc::clone(self).work(receiver, Arc::clone(&load));
-        tokio::spawn(Arc::clone(self).supervise(work));
+        tokio::spawn(Arc::clone(self).supervise(work, Arc::clone(&load)));
         workers.push(Worker {
             calls,
             load: Arc::clone(&load),
@@ -175,14 +194,21 @@ impl Handler {
     async fn supervise(
         self: Arc<Self>,
         work: impl Future<Output = wasmtime::Result<()>> + Send + 'static,
+        load: Arc<Load>,
     ) {
         let work = self.state.template.meter.run(work);
+        // A guest that never gives its thread back by itself does not see that it is retired.
+        let overdue = async {
+            load.retiring.notified().await;
+            tokio::time::sleep(LINGER * 2).await;
+        };
         tokio::select! {
             biased;
             () = self.state.killed.cancelled() => {}
             result = work => if let Err(error) = result {
                 let _ = self.state.report(error);
             },
+            () = overdue => {}
         }
     }
 
@@ -237,20 +263,22 @@ async fn work(
     let mut since = Instant::now();
     loop {
         let quiet = running.is_empty();
-        // Whoever waits in vain, or is slow after the last answer, has LINGER; an idle instance IDLE.
         let retired = load.retired.load(Ordering::Relaxed);
-        let patience = if quiet && open && !retired {
-            IDLE
-        } else {
-            LINGER
-        };
+        if retired {
+            // What was sent before is still answered.
+            calls.close();
+        }
+        // Whoever waits in vain, or is slow after the last answer, has LINGER; an idle instance IDLE.
+        let patience = if quiet && open { IDLE } else { LINGER };
         tokio::select! {
             biased;
             Some(result) = running.next(), if !quiet => {
                 result?;
                 since = Instant::now();
             }
-            call = next(accessor, handle, calls), if open && !retired => match call {
+            call = next(accessor, handle, calls), if open => match call {
+                // Its caller has left.
+                Some(call) if call.answer.is_closed() => {}
                 Some(call) => {
                     accepted += 1;
                     since = Instant::now();
@@ -265,9 +293,12 @@ async fn work(
                 return Ok(());
             }
             () = tokio::time::sleep_until(since + patience) => {
-                if patience == IDLE {
+                if quiet && !retired && load.reading.load(Ordering::Relaxed) > 0 {
+                    since = Instant::now();
+                } else if patience == IDLE {
                     // What was sent meanwhile is still received, then the channel is at its end.
                     calls.close();
+                    since = Instant::now();
                 } else if retired || quiet {
                     return Ok(());
                 } else {
@@ -292,8 +323,8 @@ async fn answer(accessor: &Accessor<Guest>, service: &Service, call: Call) -> wa
     let Call {
         request,
         answer,
-        _load,
-        _permit,
+        _load: counted,
+        _permit: permit,
     } = call;
     let (request, sent) = accessor.with(|mut access| {
         access.data_mut().set_hops(&request);
@@ -312,7 +343,16 @@ async fn answer(accessor: &Accessor<Guest>, service: &Service, call: Call) -> wa
                 let response = access.data_mut().http().table.delete(response)?;
                 response.into_http(&mut access, sent)
             })?;
-            Ok(response)
+            let load = Arc::clone(&counted.0);
+            load.reading.fetch_add(1, Ordering::Relaxed);
+            Ok(response.map(|body| {
+                Read {
+                    body,
+                    load,
+                    _permit: permit,
+                }
+                .boxed_unsync()
+            }))
         }
         Err(code) => Err(HttpError::Guest(format!(
             "the guest answered with {code:?}"
@@ -351,6 +391,47 @@ impl HttpHandler for Handler {
         request: Request<Body>,
     ) -> Pin<Box<dyn Future<Output = Result<Response<Body>, HttpError>> + Send>> {
         Box::pin(self.serve(request))
+    }
+}
+
+impl Load {
+    fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+        self.retiring.notify_one();
+    }
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(load) = self.0.take() {
+            load.retire();
+        }
+    }
+}
+
+impl Drop for Read {
+    fn drop(&mut self) {
+        self.load.reading.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl http_body::Body for Read {
+    type Data = bytes::Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

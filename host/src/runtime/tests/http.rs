@@ -167,3 +167,24 @@ async fn one_guest_calls_another() {
 fn unreached(error: &HttpError) -> bool {
     matches!(error, HttpError::NotReached(_) | HttpError::Returned { .. })
 }
+
+#[tokio::test]
+async fn a_caller_that_leaves_frees_the_instance() {
+    let runtime = runtime();
+    for name in ["misbehave", "hello-http-p3"] {
+        let pod = Pod::new();
+        let running = start(&runtime, name, pod.workload(&[])).await;
+        let handler = running.http().expect("HTTP");
+        let mut leaving = handler.handle(get("/sleep/3600000"));
+        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(leaving.as_mut().poll(cx)));
+        assert!(polled.await.is_pending(), "{name} has begun to work");
+        drop(leaving);
+        assert_eq!(ask(&running, get("/")).await.unwrap().0, 200, "{name}");
+        running.stop(DEADLINE);
+        assert_eq!(
+            exit(&running).await.code,
+            0,
+            "{name}: nothing is left inside"
+        );
+    }
+}

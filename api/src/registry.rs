@@ -14,6 +14,7 @@ mod lookup;
 mod system;
 mod write;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -100,17 +101,14 @@ impl<'a> Registry<'a> {
     }
 
     /// The stored form and its index.
-    fn stored_form(&self, object: &Object) -> (Object, Index) {
-        let stored = match self.kind.convert {
-            Some(convert) => convert.store(object.clone()),
-            None => object.clone(),
+    fn stored_form<'o>(&self, object: &'o Object) -> (Cow<'o, Object>, Index) {
+        let Some(convert) = self.kind.convert else {
+            return (Cow::Borrowed(object), index(self.kind, object));
         };
-        let row = match self.kind.convert {
-            Some(_) => self.api.kinds.stored(&self.kind.storage),
-            None => Some(self.kind),
-        };
+        let stored = convert.store(object.clone());
+        let row = self.api.kinds.stored(&self.kind.storage);
         let index = index(row.unwrap_or(self.kind), &stored);
-        (stored, index)
+        (Cow::Owned(stored), index)
     }
 
     fn outcome(&self, stored: &Stored, created: bool) -> Result<Outcome, Error> {

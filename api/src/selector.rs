@@ -28,9 +28,9 @@ pub struct FieldTerm {
 
 impl Selector {
     /// `resolve` turns a field label of the request into its stored name, or `None` when this kind has no such field.
-    pub fn parse<'a>(
+    pub fn parse(
         labels: &str,
-        fields: &'a str,
+        fields: &str,
         resolve: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Error> {
         let labels = labels::parse(labels).map_err(Error::bad_request)?;

@@ -99,8 +99,14 @@ impl Plugin for Priority {
 /// The class marked as default; the lowest of several.
 fn default_class(lookup: &dyn Lookup) -> Option<Value> {
     let classes = lookup.list(CLASSES, None);
+    // Every pod asks this: only what may be the default is parsed.
+    let maybe = |bytes: &[u8]| {
+        let key = b"\"globalDefault\":true";
+        bytes.windows(key.len()).any(|window| window == key)
+    };
     classes
         .iter()
+        .filter(|class| maybe(&class.bytes))
         .map(|class| tree(class))
         .filter(|class| class["globalDefault"] == true)
         .min_by_key(|class| class["value"].as_i64())

@@ -82,6 +82,8 @@ pub struct Rules {
     pub checks: Checks,
     pub validate: fn(&Object, Option<&Object>, Door<'_>, &mut Vec<Cause>),
     pub warnings: fn(&Object, Option<&Object>) -> Vec<String>,
+    /// Must be set for `allocate` to be called.
+    pub allocates: bool,
     pub allocate: Allocate,
     pub release: fn(&Object, &dyn Lookup) -> Vec<Operation>,
     /// Selectable fields; each is the path of its value unless `field` knows better.
@@ -110,6 +112,7 @@ impl Rules {
         checks: &[],
         validate: |_, _, _, _| {},
         warnings: |_, _| Vec::new(),
+        allocates: false,
         allocate: |_, _, _| Ok(Vec::new()),
         release: |_, _| Vec::new(),
         fields: &[],
@@ -162,6 +165,10 @@ impl Strategy for Rules {
 
     fn warnings(&self, new: &Object, old: Option<&Object>) -> Vec<String> {
         (self.warnings)(new, old)
+    }
+
+    fn allocates(&self) -> bool {
+        self.allocates
     }
 
     fn allocate(

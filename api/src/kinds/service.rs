@@ -24,6 +24,7 @@ pub static SERVICE: Rules = Rules {
     prepare,
     checks: validate::CHECKS,
     validate: validate::validate,
+    allocates: true,
     allocate: allocate::allocate,
     release: allocate::release,
     fields: &["spec.clusterIP", "spec.type"],

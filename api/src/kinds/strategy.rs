@@ -53,6 +53,11 @@ pub trait Strategy: Send + Sync {
         Vec::new()
     }
 
+    /// Does `allocate` do anything? It is not called otherwise.
+    fn allocates(&self) -> bool {
+        false
+    }
+
     /// Fills what only the cluster can choose (cluster IPs, node ports) and returns what must be committed in the same
     /// transaction (the allocation's own records). A conflict on one of these makes the caller try again.
     fn allocate(

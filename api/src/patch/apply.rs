@@ -151,9 +151,11 @@ pub fn own(
         }
         _ => old.map(self::entries).unwrap_or_default(),
     };
-    let base = bare(old);
-    let wanted = bare(Some(new));
-    let difference = typed::difference(schema, ty, &base, &wanted);
+    // Compared in place: managedFields are owned by nobody, so those of `old` may stay in.
+    new.remove(&["metadata", "managedFields"]);
+    let nothing = json!({});
+    let base = old.map_or(&nothing, Object::value);
+    let difference = typed::difference(schema, ty, base, new.value());
     let fresh = Entry::new(manager, Operation::Update, new.api_version());
     let mine = entries.iter().position(|entry| entry.is_of(&fresh));
     let before = mine.map(|at| entries.remove(at));

@@ -1,7 +1,7 @@
 //! The fields of metadata that belong to the system: names, uids, times, generations. Pure but for randomness.
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::object::Object;
 
@@ -84,44 +84,48 @@ pub(super) fn keep(new: &mut Object, old: &Object, path: &[&str]) {
 
 /// Does anything but metadata and status differ?
 pub(super) fn spec_changed(new: &Object, old: &Object) -> bool {
-    let rest = |object: &Object| -> Vec<(String, Value)> {
-        object
-            .map()
-            .iter()
-            .filter(|(key, _)| {
-                !matches!(key.as_str(), "metadata" | "status" | "kind" | "apiVersion")
-            })
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect()
-    };
-    // Compared in place where the keys agree, which is nearly always.
-    let (a, b) = (new.map(), old.map());
-    let same = a
-        .iter()
-        .filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status" | "kind" | "apiVersion"))
-        .all(|(key, value)| b.get(key) == Some(value));
-    !(same && a.len() == b.len()) && rest(new) != rest(old)
+    let rest = |key: &str| !matches!(key, "metadata" | "status" | "kind" | "apiVersion");
+    differ(new.map(), old.map(), rest)
 }
 
 /// Equal but for the times at which managers last wrote the same fields, and the revision.
 pub(super) fn same_but_for_times(new: &Object, old: &Object) -> bool {
-    if new == old {
-        return true;
+    if differ(new.map(), old.map(), |key| key != "metadata") {
+        return false;
     }
-    let strip = |object: &Object| {
-        let mut object = object.clone();
-        object.remove(&["metadata", "resourceVersion"]);
-        if let Some(Value::Array(entries)) = object.at_mut(&["metadata", "managedFields"]) {
-            for entry in entries {
-                if let Some(entry) = entry.as_object_mut() {
-                    entry.remove("time");
-                }
-            }
-        }
-        object
+    let (Some(a), Some(b)) = (map_at(new, "metadata"), map_at(old, "metadata")) else {
+        return new == old;
     };
-    let cheap_difference = new.map().len() != old.map().len() || spec_changed(new, old);
-    !cheap_difference && strip(new) == strip(old)
+    let plain = |key: &str| !matches!(key, "managedFields" | "resourceVersion");
+    !differ(a, b, plain) && same_managers(new, old)
+}
+
+fn same_managers(new: &Object, old: &Object) -> bool {
+    let path = ["metadata", "managedFields"];
+    let (a, b) = (new.list_at(&path), old.list_at(&path));
+    a.len() == b.len()
+        && a.iter().zip(b).all(|(a, b)| match (a, b) {
+            (Value::Object(a), Value::Object(b)) => !differ(a, b, |key| key != "time"),
+            (a, b) => a == b,
+        })
+}
+
+/// Do two maps differ in the keys that count?
+fn differ(a: &Map<String, Value>, b: &Map<String, Value>, counts: impl Fn(&str) -> bool) -> bool {
+    let in_a = a.iter().filter(|(key, _)| counts(key));
+    let in_b = b.keys().filter(|key| counts(key)).count();
+    let mut number = 0;
+    for (key, value) in in_a {
+        number += 1;
+        if b.get(key) != Some(value) {
+            return true;
+        }
+    }
+    number != in_b
+}
+
+fn map_at<'o>(object: &'o Object, key: &str) -> Option<&'o Map<String, Value>> {
+    object.at(&[key])?.as_object()
 }
 
 /// Marks the object as deleting from now, to be gone in `grace` seconds.

@@ -1,5 +1,6 @@
 //! Create and update: the order of one write, and its retries.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -18,8 +19,8 @@ use crate::store::{self, Expect, Operation, Stored};
 const NAME_ATTEMPTS: usize = 8;
 
 /// What a write has become, ready for the store.
-struct Ready {
-    object: Object,
+struct Ready<'o> {
+    object: Cow<'o, Object>,
     /// Committed together with the object.
     allocations: Vec<Operation>,
 }
@@ -34,6 +35,7 @@ impl Registry<'_> {
                 "resourceVersion should not be set on objects to be created",
             ));
         }
+        system::identify(&mut new, self.now);
         self.shape(&mut new, None, owned, "create")?;
         let strategy = self.kind.strategy;
         if self.kind.has_status() && !strategy.keeps_status() {
@@ -44,7 +46,6 @@ impl Registry<'_> {
         if strategy.has_generation() {
             new.set(&["metadata", "generation"], json!(1));
         }
-        system::identify(&mut new, self.now);
         self.complete(&mut new);
         let base = new
             .str_at(&["metadata", "generateName"])
@@ -407,12 +408,19 @@ impl Registry<'_> {
         }
     }
 
-    fn allocate(&self, new: &Object, old: Option<&Object>) -> Result<Ready, Error> {
+    /// Chooses what only the cluster can choose; `new` stays as it is, so that a lost race can be run again.
+    fn allocate<'o>(&self, new: &'o Object, old: Option<&Object>) -> Result<Ready<'o>, Error> {
+        let strategy = self.kind.strategy;
+        if !strategy.allocates() {
+            return Ok(Ready {
+                object: Cow::Borrowed(new),
+                allocations: Vec::new(),
+            });
+        }
         let mut object = new.clone();
-        let lookups = self.lookups();
-        let allocations = self.kind.strategy.allocate(&mut object, old, &lookups)?;
+        let allocations = strategy.allocate(&mut object, old, &self.lookups())?;
         Ok(Ready {
-            object,
+            object: Cow::Owned(object),
             allocations,
         })
     }
@@ -421,7 +429,7 @@ impl Registry<'_> {
         &self,
         name: &str,
         expect: Expect,
-        ready: Ready,
+        ready: Ready<'_>,
     ) -> Result<Arc<Stored>, store::Error> {
         let (object, index) = self.stored_form(&ready.object);
         let mut operations = Vec::with_capacity(1 + ready.allocations.len());

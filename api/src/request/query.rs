@@ -251,7 +251,8 @@ fn parse_i64(text: &str) -> Result<i64, Error> {
 
 /// Decodes `%41`, and `+` in queries; what is not an escape stays as it is, invalid UTF-8 is replaced.
 pub fn percent_decode(text: &str, plus_is_space: bool) -> String {
-    if !text.contains('%') && !(plus_is_space && text.contains('+')) {
+    let escaped = text.contains('%') || (plus_is_space && text.contains('+'));
+    if !escaped {
         return text.to_owned();
     }
     let bytes = text.as_bytes();

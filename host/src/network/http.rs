@@ -21,7 +21,7 @@ use super::client::{self, literal};
 use super::pod::{PodNetwork, RequestSlot};
 use super::ports::Target;
 use super::table::{Kind, Port, Protocol, Service};
-use super::vnet::{Caller, Fabric, OutsideSlot, Route};
+use super::vnet::{Caller, Fabric, OutsideSlot, RENEWALS, Route};
 use super::{Body, HttpError, ReturnedRequest, SocketError};
 use crate::dns::{self, Found};
 
@@ -150,8 +150,35 @@ impl Call<'_> {
             .await
     }
 
-    /// To an endpoint of a Service's port; one that does not take the request is followed by another.
+    /// To an endpoint of a Service's port; one that does not take the request is followed by another. When none did,
+    /// others may come.
     pub(crate) async fn balanced(
+        &self,
+        port: &Port,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, HttpError> {
+        let mut renewed: Option<Arc<Port>> = None;
+        let mut renewals = 0;
+        loop {
+            let port = renewed.as_deref().unwrap_or(port);
+            let (reason, back) = match self.attempts(port, request).await {
+                Err(HttpError::Returned { reason, request }) => (reason, request),
+                other => return other,
+            };
+            if port.endpoints.is_empty() || renewals == RENEWALS {
+                return Err(HttpError::NotReached(reason));
+            }
+            renewals += 1;
+            match self.fabric.renewed(port).await {
+                Some(next) => renewed = Some(next),
+                None => return Err(HttpError::NotReached(reason)),
+            }
+            request = back.into_inner();
+        }
+    }
+
+    /// To one endpoint after the other, each once; `Returned` when none took the request.
+    async fn attempts(
         &self,
         port: &Port,
         mut request: Request<Body>,
@@ -159,14 +186,12 @@ impl Call<'_> {
         let mut tried = Tried::default();
         let mut reason = None;
         loop {
-            let picked = self
-                .fabric
-                .pick(port, Some(self.caller.from.ip()), &tried)
-                .map(Arc::clone);
+            let client = Some(self.caller.from.ip());
+            let picked = self.fabric.pick(port, client, &tried).map(Arc::clone);
             let Some(endpoint) = picked else {
-                return Err(HttpError::NotReached(
-                    reason.unwrap_or_else(|| "the Service has no ready endpoint".to_owned()),
-                ));
+                let reason =
+                    reason.unwrap_or_else(|| "the Service has no ready endpoint".to_owned());
+                return Err(returned(reason, request));
             };
             let load = endpoint.load.begin();
             match self.endpoint(endpoint.address, request, Some(load)).await {
@@ -179,11 +204,11 @@ impl Call<'_> {
                     request: back,
                 }) => {
                     self.refused(&endpoint);
-                    reason = Some(why);
                     request = back.into_inner();
                     if !tried.add(endpoint.address) {
-                        return Err(HttpError::NotReached(reason.unwrap_or_default()));
+                        return Err(returned(why, request));
                     }
+                    reason = Some(why);
                 }
                 Err(error) => return Err(error),
             }

@@ -61,6 +61,7 @@ pub(crate) struct Service {
 /// One `spec.ports[]` with where it leads.
 #[derive(Debug)]
 pub(crate) struct Port {
+    pub(crate) service: Arc<Key>,
     pub(crate) name: String,
     pub(crate) number: u16,
     pub(crate) protocol: Protocol,
@@ -213,6 +214,7 @@ impl Service {
         let trusted =
             key.namespace == types::well_known::NAMESPACE_DEFAULT && key.name == "kubernetes";
         let timeout = affinity_timeout(&spec);
+        let owner = Arc::new(key.clone());
         let ports = spec
             .ports
             .iter()
@@ -225,6 +227,7 @@ impl Service {
                     .and_then(|old| old.port(number, protocol))
                     .and_then(|port| port.affinity.as_ref());
                 Some(Arc::new(Port {
+                    service: Arc::clone(&owner),
                     endpoints: endpoints(slices, &name, protocol, publish_not_ready, loads),
                     affinity: timeout.map(|timeout| Sticky {
                         timeout,
@@ -330,6 +333,13 @@ fn hosts(slices: &[&Slice], publish_not_ready: bool) -> Vec<Host> {
 impl Port {
     pub(crate) fn has(&self, address: SocketAddr) -> bool {
         self.endpoints.iter().any(|e| e.address == address)
+    }
+
+    pub(crate) fn same_endpoints(&self, other: &Self) -> bool {
+        let addresses = |port: &'_ Self| -> Vec<SocketAddr> {
+            port.endpoints.iter().map(|e| e.address).collect()
+        };
+        addresses(self) == addresses(other)
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use rand::RngExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -27,6 +28,10 @@ use crate::dns::upstream::Upstream;
 
 /// Bytes all listeners together may have queued towards pods before their buffers shrink.
 const RIM_BUDGET: usize = 64 << 20;
+
+/// How long a connection or request waits for other endpoints when all it knew have refused, and how often.
+const RENEWAL: Duration = Duration::from_secs(1);
+pub(crate) const RENEWALS: usize = 2;
 
 /// What every part of the network shares.
 pub(crate) struct Fabric {
@@ -223,6 +228,27 @@ impl Fabric {
         })
     }
 
+    /// The same port with other endpoints, as soon as the table has them: what refused is mostly a pod that has just ended,
+    /// and its successor is about to be known. `None` after [`RENEWAL`].
+    pub(crate) async fn renewed(&self, port: &Port) -> Option<Arc<Port>> {
+        let mut tables = self.services.clone();
+        let find = async {
+            loop {
+                {
+                    let table = tables.borrow_and_update();
+                    let found = table
+                        .get(&port.service.namespace, &port.service.name)?
+                        .port(port.number, port.protocol)?;
+                    if !found.endpoints.is_empty() && !found.same_endpoints(port) {
+                        return Some(Arc::clone(found));
+                    }
+                }
+                tables.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(RENEWAL, find).await.ok().flatten()
+    }
+
     pub(crate) fn route_udp(&self, pod: Ipv4Addr, to: SocketAddr) -> Route {
         self.route(Some(pod), to, Protocol::Udp)
     }
@@ -275,8 +301,31 @@ impl Fabric {
         }
     }
 
-    /// To some endpoint of a Service: those that refuse are passed over.
+    /// To some endpoint of a Service: those that refuse are passed over. When all did, others may come.
     pub(crate) async fn connect_service(
+        self: &Arc<Self>,
+        caller: &Caller<'_>,
+        port: &Port,
+        to: SocketAddr,
+    ) -> Result<Stream, SocketError> {
+        let mut result = self.connect_some(caller, port, to).await;
+        let mut renewed: Option<Arc<Port>> = None;
+        for _ in 0..RENEWALS {
+            let port = renewed.as_deref().unwrap_or(port);
+            let stale = matches!(result, Err(SocketError::Refused | SocketError::Unreachable));
+            if !stale || port.endpoints.is_empty() {
+                break;
+            }
+            let Some(next) = self.renewed(port).await else {
+                break;
+            };
+            result = self.connect_some(caller, &next, to).await;
+            renewed = Some(next);
+        }
+        result
+    }
+
+    async fn connect_some(
         self: &Arc<Self>,
         caller: &Caller<'_>,
         port: &Port,

@@ -152,6 +152,27 @@ async fn only_a_request_nobody_saw_is_sent_again() {
     assert!(matches!(error, HttpError::Guest(_)), "{error}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_for_the_successor_of_a_pod_that_has_ended() {
+    let network = network();
+    let client = pod(&network, "client");
+    let ended = pod(&network, "ended");
+    let (next, _serving) = web(&network, "next");
+    hello(&network, &[&ended]);
+    let known_late = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        hello(&network, &[&next]);
+    };
+    let call = async { text(client.http(post("http://hello/", "x")).await.unwrap()).await };
+    let connect = client.connect("10.96.0.7:80".parse().unwrap());
+    let (answer, connected, ()) = tokio::join!(call, connect, known_late);
+    assert_eq!(answer, "next hello / x");
+    assert!(connected.is_ok());
+    hello(&network, &[&ended]);
+    let error = ask(&client, "http://hello/").await.unwrap_err();
+    assert!(matches!(error, HttpError::NotReached(_)), "{error}");
+}
+
 #[tokio::test]
 async fn a_call_to_a_socket_guest_goes_over_its_socket() {
     let network = network();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::path::Path;
+use super::path::{Path, put};
 use super::pod::template_warnings;
 use super::pod_spec::validate_template;
 use super::pod_template::default_template;
@@ -28,10 +28,11 @@ pub static JOB: Rules = Rules {
         }
     },
     status: "{}",
-    prepare: |new, old, _| {
+    allocate: |new, old, _| {
         if old.is_none() {
             generate_selector(new);
         }
+        Ok(Vec::new())
     },
     validate: |new, old, door, causes| {
         if door == Door::Subresource("status") {
@@ -140,7 +141,7 @@ fn default_job(spec: &mut Value) {
         return;
     }
     if spec["completions"].is_null() && spec["parallelism"].is_null() {
-        spec["completions"] = 1.into();
+        put(spec, "completions", 1);
     }
     apply_defaults(spec, SPEC);
     if spec["backoffLimit"].is_null() {
@@ -150,7 +151,7 @@ fn default_job(spec: &mut Value) {
         } else {
             i64::from(i32::MAX)
         };
-        spec["backoffLimit"] = limit.into();
+        put(spec, "backoffLimit", limit);
     }
     let policy = if spec["podFailurePolicy"].is_null() {
         "TerminatingOrFailed"
@@ -160,7 +161,7 @@ fn default_job(spec: &mut Value) {
     apply_defaults(spec, &[("podReplacementPolicy", Text(policy))]);
 }
 
-/// A job finds its pods by its own uid, unless it says it does that by hand.
+/// A job finds its pods by its own uid, unless it says it does that by hand. Only once it has a uid: in `allocate`.
 fn generate_selector(new: &mut Object) {
     if new.bool_at(&["spec", "manualSelector"]) || new.uid().is_empty() {
         return;
@@ -313,7 +314,8 @@ fn time_zone(path: &Path<'_>, value: &Value, causes: &mut Vec<Cause>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::testing::{check, check_update, defaulted};
+    use crate::kinds::strategy::Strategy as _;
+    use crate::kinds::testing::{World, check, check_update, defaulted};
 
     fn job(extra: &str) -> String {
         format!(
@@ -323,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_job_runs_once_and_finds_its_pods_by_uid() {
-        let made = defaulted("jobs", &job("").replace("name: j}", "name: j, uid: u}"));
+        let made = defaulted("jobs", &job(""));
         let spec = &made["spec"];
         assert_eq!(spec["completions"], 1);
         assert_eq!(spec["parallelism"], 1);
@@ -331,13 +333,20 @@ mod tests {
         assert_eq!(spec["suspend"], false);
         assert_eq!(spec["completionMode"], "NonIndexed");
         assert_eq!(spec["podReplacementPolicy"], "TerminatingOrFailed");
+        let mut made = Object::new(made).expect("an object");
+        made.set(&["metadata", "uid"], "u".into());
+        JOB.allocate(&mut made, None, &World::new())
+            .expect("allocated");
         assert_eq!(
-            spec["selector"],
-            json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}})
+            made.at(&["spec", "selector"]),
+            Some(&json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}}))
         );
         assert_eq!(
-            spec["template"]["metadata"]["labels"],
-            json!({"batch.kubernetes.io/controller-uid": "u", "controller-uid": "u", "batch.kubernetes.io/job-name": "j", "job-name": "j"})
+            made.at(&["spec", "template", "metadata", "labels"]),
+            Some(&json!({
+                "batch.kubernetes.io/controller-uid": "u", "controller-uid": "u",
+                "batch.kubernetes.io/job-name": "j", "job-name": "j",
+            }))
         );
         let queue = defaulted("jobs", &job("parallelism: 3"));
         assert_eq!(queue["spec"]["completions"], Value::Null);

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::names;
-use super::path::Path;
+use super::path::{Path, put};
 use super::rules::Check::{
     Between, Immutable, Name, OneOf, Positive, Required, Selector, Unique, With,
 };
@@ -19,7 +19,7 @@ pub static MUTATING_WEBHOOKS: Rules = Rules {
         let webhooks = new.at_mut(&["webhooks"]).and_then(Value::as_array_mut);
         for webhook in webhooks.into_iter().flatten() {
             if webhook["reinvocationPolicy"].is_null() {
-                webhook["reinvocationPolicy"] = "Never".into();
+                put(webhook, "reinvocationPolicy", "Never");
             }
         }
     },

@@ -147,6 +147,13 @@ pub fn walk_mut(value: &mut Value, pattern: &str, visit: &mut dyn FnMut(&mut Val
     }
 }
 
+/// Sets `key` of an object; anything else stays as it is (decoding has checked types, so it is an object or null).
+pub fn put(value: &mut Value, key: &str, new: impl Into<Value>) {
+    if let Value::Object(map) = value {
+        map.insert(key.to_owned(), new.into());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

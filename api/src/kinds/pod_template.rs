@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::path::walk_mut;
+use super::path::{put, walk_mut};
 use super::quantities;
 use super::rules::Literal::{Bool, EmptyObject, Number, Text};
 use super::rules::{Defaults, apply_defaults};
@@ -132,8 +132,8 @@ fn mirror_service_account(spec: &mut Value) {
     let text = |key: &str| spec[key].as_str().filter(|name| !name.is_empty());
     let name = text("serviceAccountName").or(text("serviceAccount"));
     if let Some(name) = name.map(Value::from) {
-        spec["serviceAccountName"] = name.clone();
-        spec["serviceAccount"] = name;
+        put(spec, "serviceAccountName", name.clone());
+        put(spec, "serviceAccount", name);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::path::Path;
+use super::path::{Path, put};
 use super::rules::Check::{
     Amount, Immutable, Keys, Name, OneOf, Quantity, Required, RequiredWith, Selector, With,
 };
@@ -227,8 +227,15 @@ fn default_limits(item: &mut Value) {
     ] {
         let amounts = item[from].as_object().cloned().unwrap_or_default();
         for (name, amount) in amounts {
-            if item[to][&name].is_null() {
-                item[to][&name] = amount;
+            let list = item
+                .as_object_mut()
+                .map(|item| item.entry(to).or_insert(Value::Null));
+            let Some(list) = list else { return };
+            if list.is_null() {
+                *list = Value::Object(serde_json::Map::new());
+            }
+            if list.get(&name).is_none() {
+                put(list, &name, amount);
             }
         }
     }
@@ -329,7 +336,7 @@ fn default_binding(new: &mut Object) {
     for subject in subjects.into_iter().flatten() {
         let user = subject["kind"] == "User" || subject["kind"] == "Group";
         if user && subject["apiGroup"].as_str().is_none_or(str::is_empty) {
-            subject["apiGroup"] = GROUP.into();
+            put(subject, "apiGroup", GROUP);
         }
     }
 }

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::kinds::{Kind, Scope, table};
+use crate::kinds::strategy::Door;
+use crate::kinds::testing::World;
+use crate::kinds::{Kind, Scope, metadata, table};
+use crate::object::Object;
 use crate::schema::GroupVersionKind;
 
 /// What discovery says of one row, in the shape of the aggregated document.
@@ -108,4 +111,186 @@ fn every_stored_resource_has_exactly_one_stored_form() {
 fn the_preferred_version_comes_first() {
     assert_eq!(table().versions("autoscaling"), ["v2", "v1"]);
     assert_eq!(table().groups()[0], "");
+}
+
+/// What any object goes through, whatever it holds.
+fn exercise(kind: &Kind, object: &Object) {
+    let mut new = object.clone();
+    kind.strategy.default(&mut new);
+    for door in [
+        Door::Main,
+        Door::Subresource("status"),
+        Door::Subresource("approval"),
+    ] {
+        for old in [None, Some(object)] {
+            let mut new = new.clone();
+            kind.strategy.prepare(&mut new, old, door);
+            kind.strategy.validate(&new, old, door);
+        }
+    }
+    kind.strategy.warnings(&new, Some(object));
+    kind.strategy.fields(&new);
+    kind.strategy.grace_seconds(&new, None);
+    let allocated = kind
+        .strategy
+        .allocate(&mut new, Some(object), &World::new());
+    drop(allocated);
+    kind.strategy.release(&new, &World::new());
+    metadata::validate(kind, &new);
+    metadata::validate_update(&new, object);
+    let cells = (kind.columns.cells)(new.value(), jiff::Timestamp::UNIX_EPOCH);
+    assert_eq!(cells.len(), kind.columns.definitions.len());
+    if let Some(convert) = kind.convert {
+        convert.serve(convert.store(new));
+    }
+}
+
+#[test]
+fn recorded_objects_of_every_kind_pass_through() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/k8s/golden");
+    let Ok(files) = std::fs::read_dir(&path) else {
+        println!("skipped: {} is not here", path.display());
+        return;
+    };
+    let mut seen = 0;
+    for file in files.flatten().map(|file| file.path()) {
+        if file.extension().is_none_or(|end| end != "json") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).expect("readable");
+        let value: Value = serde_json::from_str(&text).expect("the recording is JSON");
+        let object = Object::new(value).expect("an object");
+        let (group, version) = match object.api_version().split_once('/') {
+            Some((group, version)) => (group.to_owned(), version.to_owned()),
+            None => (String::new(), object.api_version().to_owned()),
+        };
+        let gvk = GroupVersionKind {
+            group,
+            version,
+            kind: object.kind().to_owned(),
+        };
+        if let Some(kind) = table().by_kind(&gvk) {
+            exercise(kind, &object);
+            let mut once = object.clone();
+            kind.strategy.default(&mut once);
+            let mut twice = once.clone();
+            kind.strategy.default(&mut twice);
+            assert_eq!(
+                twice, once,
+                "defaulting a {} twice is the same as once",
+                kind.kind
+            );
+            seen += 1;
+        }
+    }
+    assert!(
+        seen > 20,
+        "only {seen} recorded objects are of a served kind"
+    );
+}
+
+/// Keys that the rules look at.
+const KEYS: &[&str] = &[
+    "spec",
+    "status",
+    "metadata",
+    "name",
+    "template",
+    "containers",
+    "initContainers",
+    "ports",
+    "port",
+    "nodePort",
+    "selector",
+    "matchLabels",
+    "matchExpressions",
+    "rules",
+    "resources",
+    "limits",
+    "requests",
+    "cpu",
+    "type",
+    "default",
+    "min",
+    "max",
+    "subjects",
+    "roleRef",
+    "kind",
+    "webhooks",
+    "metrics",
+    "behavior",
+    "scaleUp",
+    "strategy",
+    "updateStrategy",
+    "rollingUpdate",
+    "clusterIP",
+    "clusterIPs",
+    "volumes",
+    "env",
+    "valueFrom",
+    "data",
+    "stringData",
+    "taints",
+    "subsets",
+    "addresses",
+    "endpoints",
+    "finalizers",
+    "ownerReferences",
+    "labels",
+    "annotations",
+    "jobTemplate",
+    "podSelector",
+    "egress",
+    "tolerations",
+    "affinity",
+    "nodeAffinity",
+    "conditions",
+    "containerStatuses",
+    "initContainerStatuses",
+    "state",
+    "versions",
+];
+
+fn anything() -> impl proptest::strategy::Strategy<Value = Value> {
+    use proptest::prelude::*;
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        prop_oneof![
+            Just("LoadBalancer"),
+            Just("Container"),
+            Just("User"),
+            Just("1Gi"),
+            Just("25%"),
+            Just("")
+        ]
+        .prop_map(Value::from),
+    ];
+    leaf.prop_recursive(6, 48, 5, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            proptest::collection::vec((proptest::sample::select(KEYS), inner), 0..5).prop_map(
+                |pairs| {
+                    pairs
+                        .into_iter()
+                        .map(|(key, value)| (key.to_owned(), value))
+                        .collect()
+                }
+            ),
+        ]
+    })
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn nonsense_of_any_shape_never_panics(spec in anything(), other in anything()) {
+        let value = json!({"metadata": other, "spec": spec, "status": other, "rules": spec, "webhooks": other, "data": other});
+        let object = Object::new(value).expect("an object");
+        for kind in table().all() {
+            exercise(kind, &object);
+        }
+    }
 }

@@ -7,7 +7,7 @@ mod validate;
 
 use serde_json::{Value, json};
 
-use super::path::walk_mut;
+use super::path::{put, walk_mut};
 use super::rules::Literal::Text;
 use super::rules::Rules;
 use super::strategy::{Door, NameRule};
@@ -202,7 +202,7 @@ fn keep_node_ports(new: &mut Object, old: &Object) {
             .map_or(0, number);
         if before != 0 && !asked.contains(&before) {
             asked.push(before);
-            port["nodePort"] = before.into();
+            put(port, "nodePort", before);
         }
     }
 }

@@ -34,8 +34,8 @@ pub static DEPLOYMENT: Rules = Rules {
             new,
             "strategy",
             &[
-                ("spec.strategy.rollingUpdate.maxUnavailable", Text("25%")),
-                ("spec.strategy.rollingUpdate.maxSurge", Text("25%")),
+                ("rollingUpdate.maxUnavailable", Text("25%")),
+                ("rollingUpdate.maxSurge", Text("25%")),
             ],
         );
     },
@@ -132,7 +132,7 @@ pub static STATEFUL_SET: Rules = Rules {
         default_rolling(
             new,
             "updateStrategy",
-            &[("spec.updateStrategy.rollingUpdate.partition", Number(0))],
+            &[("rollingUpdate.partition", Number(0))],
         );
     },
     status: r#"{"replicas":0,"availableReplicas":0}"#,
@@ -179,11 +179,8 @@ pub static DAEMON_SET: Rules = Rules {
             new,
             "updateStrategy",
             &[
-                (
-                    "spec.updateStrategy.rollingUpdate.maxUnavailable",
-                    Number(1),
-                ),
-                ("spec.updateStrategy.rollingUpdate.maxSurge", Number(0)),
+                ("rollingUpdate.maxUnavailable", Number(1)),
+                ("rollingUpdate.maxSurge", Number(0)),
             ],
         );
     },
@@ -271,15 +268,13 @@ fn replicas_field(object: &Object, name: &str) -> Option<String> {
     (name == "status.replicas").then(|| replicas.to_string())
 }
 
-/// Defaults that only a rolling update has.
+/// Defaults that only a rolling update has, below `spec.{strategy}`.
 fn default_rolling(new: &mut Object, strategy: &str, defaults: &[(&str, Literal)]) {
     if new.str_at(&["spec", strategy, "type"]) != Some("RollingUpdate") {
         return;
     }
-    let mut value = new.value().clone();
-    apply_defaults(&mut value, defaults);
-    if let Some(filled) = value.get("spec").and_then(|spec| spec.get(strategy)) {
-        new.set(&["spec", strategy], filled.clone());
+    if let Some(strategy) = new.at_mut(&["spec", strategy]) {
+        apply_defaults(strategy, defaults);
     }
 }
 

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use super::{has_cluster_ip, is_headless, wants_health_port, wants_node_ports};
+use crate::kinds::path::put;
 use crate::kinds::strategy::Lookup;
 use crate::object::Object;
 use crate::status::{Cause, Error};
@@ -259,7 +260,7 @@ fn allocate_node_ports(
                     .at_mut(&["spec", "ports"])
                     .and_then(|ports| ports.get_mut(at))
                 {
-                    slot["nodePort"] = port.into();
+                    put(slot, "nodePort", port);
                 }
             }
             Take::Health => new.set(&["spec", "healthCheckNodePort"], port.into()),
@@ -283,7 +284,7 @@ fn allocate_node_ports(
                         .at_mut(&["spec", "ports"])
                         .and_then(|ports| ports.get_mut(at))
                     {
-                        slot["nodePort"] = port;
+                        put(slot, "nodePort", port);
                     }
                 }
                 None => take(new, Take::Port(at))?,

@@ -128,12 +128,21 @@ impl Pods {
         let Some(uid) = pod.metadata.uid.clone() else {
             return;
         };
-        let pod = Arc::new(pod);
-        if let Some(worker) = self.workers.get(&uid)
-            && worker.send(Arc::clone(&pod)).is_ok()
-        {
+        let known = self.workers.get(&uid).filter(|worker| !worker.is_closed());
+        if let Some(worker) = known {
+            // Its worker holds it as long as the pod lives: it keeps only what the worker does not know better.
+            let mut pod = pod;
+            if let Some(status) = pod.status.take() {
+                pod.status = Some(publish::of_others(status));
+            }
+            if worker.send(Arc::new(pod)).is_ok() {
+                return;
+            }
+            // The worker ended in this moment; the next event begins it anew.
+            self.workers.remove(&uid);
             return;
         }
+        let pod = Arc::new(pod);
         let (sender, receiver) = watch::channel(Arc::clone(&pod));
         self.workers.insert(uid, sender);
         let work = worker::run(

@@ -636,6 +636,93 @@ async fn nothing_of_a_deleted_pod_stays_on_the_disk() {
         .expect("cleaned");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_outgrows_its_limit_is_the_end_of_the_pod() {
+    let world = World::start().await;
+    world
+        .create(
+            "full",
+            json!({"volumes": [{"name": "work", "emptyDir": {"sizeLimit": "1"}}], "containers": [app("show", json!({
+                "env": [
+                    {"name": "STAY_MS", "value": "600000"},
+                    {"name": "POD_NAME", "value": "more than one byte"},
+                    {"name": "WRITE_FILE", "value": "/work/out"}],
+                "volumeMounts": [{"name": "work", "mountPath": "/work"}]}))]}),
+        )
+        .await;
+    let pod = world.phase("full", "Failed").await;
+    let status = pod.status.expect("a status");
+    assert_eq!(status.reason.as_deref(), Some("Evicted"));
+    let message = status.message.unwrap_or_default();
+    assert_eq!(
+        message,
+        "Usage of EmptyDir volume \"work\" exceeds the limit \"1\". "
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_config_map_reaches_a_running_pod() {
+    let world = World::start().await;
+    let maps: Api<ConfigMap> = Api::default_namespaced(world.client.clone());
+    let map = |value: &str| {
+        let map = json!({"metadata": {"name": "settings"}, "data": {"a": value}});
+        serde_json::from_value(map).expect("well formed")
+    };
+    maps.create(&PostParams::default(), &map("old"))
+        .await
+        .expect("created");
+    world
+        .create(
+            "reader",
+            json!({"volumes": [{"name": "conf", "configMap": {"name": "settings"}}], "containers": [app("show", json!({
+                "env": [{"name": "STAY_MS", "value": "600000"}],
+                "volumeMounts": [{"name": "conf", "mountPath": "/etc/conf"}]}))]}),
+        )
+        .await;
+    let pod = world.until("reader", "ready", types::pod::is_ready).await;
+    maps.replace("settings", &PostParams::default(), &map("new"))
+        .await
+        .expect("replaced");
+    let uid = pod.metadata.uid.expect("a uid");
+    let file = world
+        .data
+        .path()
+        .join("node/pods")
+        .join(uid)
+        .join("volumes/conf/a");
+    let changed = async {
+        while std::fs::read_to_string(&file).expect("always there") != "new" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, changed)
+        .await
+        .expect("brought up to date");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_image_replaces_the_container_in_place() {
+    let world = World::start().await;
+    world
+        .create("web", json!({"containers": [app("hello", json!({}))]}))
+        .await;
+    world.until("web", "ready", types::pod::is_ready).await;
+    let patch = json!({"spec": {"containers": [{"name": "app", "image": "guests.local/show"}]}});
+    let params = kube::api::PatchParams::default();
+    let patch = kube::api::Patch::Strategic(patch);
+    world
+        .pods()
+        .patch("web", &params, &patch)
+        .await
+        .expect("patched");
+    world
+        .until("web", "replaced", |pod| {
+            first(pod)
+                .is_some_and(|status| status.restart_count > 0 && status.image_id.contains("show"))
+        })
+        .await;
+}
+
 /// `cargo nextest run -p host --run-ignored only a_thousand` prints how long a thousand pods take and what they cost.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]

@@ -20,7 +20,7 @@ const OWN: [&str; 5] = [
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// The object is gone, or another one has its name.
+    /// The object is gone.
     #[error("the pod is gone from the API")]
     Gone,
     #[error("{0}")]
@@ -29,6 +29,16 @@ pub(super) enum Error {
 
 pub(super) fn is_own(condition: &str) -> bool {
     OWN.contains(&condition)
+}
+
+/// The part of a status that others write: their conditions.
+pub(super) fn of_others(status: PodStatus) -> PodStatus {
+    let mut conditions = status.conditions.unwrap_or_default();
+    conditions.retain(|condition| !is_own(&condition.type_));
+    PodStatus {
+        conditions: (!conditions.is_empty()).then_some(conditions),
+        ..PodStatus::default()
+    }
 }
 
 /// Makes the API say `status`. Only this very pod is written, never a namesake.
@@ -65,6 +75,8 @@ pub(super) async fn delete(context: &Context, pod: &Pod) -> Result<(), Error> {
     let api = api(context, pod);
     let deleted = api.delete(pod.metadata.name.as_deref().unwrap_or_default(), &params);
     match tokio::time::timeout(WRITE, deleted).await {
+        // A conflict is about the uid: this pod is gone, another has its name.
+        Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Error::Gone),
         Ok(deleted) => deleted.map(drop).map_err(explain),
         Err(_) => Err(Error::Api("no answer in time".to_owned())),
     }
@@ -79,7 +91,7 @@ fn api(context: &Context, pod: &Pod) -> Api<Pod> {
 
 fn explain(error: kube::Error) -> Error {
     match &error {
-        kube::Error::Api(status) if status.code == 404 || status.code == 409 => Error::Gone,
+        kube::Error::Api(status) if status.code == 404 => Error::Gone,
         _ => Error::Api(error.to_string()),
     }
 }

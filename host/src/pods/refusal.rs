@@ -23,6 +23,49 @@ pub(crate) fn refusals(pod: &Pod) -> Vec<String> {
     refusals.found
 }
 
+/// Reason of the Event that tells of what is honoured only in part.
+pub(crate) const PARTLY: &str = "PartlySupported";
+
+/// What the pod gets otherwise than it asks, though it can run: told in an Event, field by field.
+pub(crate) fn remarks(pod: &Pod) -> Vec<String> {
+    let mut remarks = Refusals::default();
+    let Some(spec) = &pod.spec else {
+        return remarks.found;
+    };
+    let dns = spec
+        .dns_config
+        .as_ref()
+        .and_then(|dns| dns.nameservers.as_ref());
+    remarks.when(
+        dns.is_some_and(|servers| !servers.is_empty()),
+        "spec.dnsConfig.nameservers",
+        "names are resolved by the node",
+    );
+    for (index, volume) in spec.volumes.iter().flatten().enumerate() {
+        let empty_dir = volume.empty_dir.as_ref();
+        let medium = empty_dir.and_then(|source| source.medium.as_deref());
+        remarks.when(
+            medium.is_some_and(|medium| !medium.is_empty()),
+            &format!("spec.volumes[{index}].emptyDir.medium"),
+            "the volume is kept on the node's disk",
+        );
+    }
+    let all = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers);
+    for container in all {
+        let path = container.termination_message_path.as_deref();
+        remarks.when(
+            path.is_some_and(|path| path != "/dev/termination-log"),
+            &format!("terminationMessagePath of container {}", container.name),
+            "the message of a trap or the end of the log is taken instead",
+        );
+    }
+    remarks.found
+}
+
 #[derive(Default)]
 struct Refusals {
     found: Vec<String>,
@@ -249,6 +292,18 @@ mod tests {
                 "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
                 "resources": {"limits": {"cpu": "1", "memory": "1Mi"}}}]}));
         assert!(refused.is_empty(), "{refused:?}");
+    }
+
+    #[test]
+    fn what_is_honoured_in_part_is_remarked() {
+        let pod = serde_json::json!({"spec": {
+            "volumes": [{"name": "a", "emptyDir": {"medium": "Memory"}}],
+            "containers": [{"name": "app"}]}});
+        let remarks = remarks(&serde_json::from_value(pod).expect("the test's pod is well formed"));
+        assert_eq!(
+            remarks,
+            ["spec.volumes[0].emptyDir.medium: the volume is kept on the node's disk"]
+        );
     }
 
     #[test]

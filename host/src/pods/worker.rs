@@ -205,8 +205,12 @@ impl Worker {
             self.state = Some(lifecycle::ended(rules, memories, started.unwrap_or(now)));
         } else {
             let refusals = refusal::refusals(&self.pod);
+            let remarks = refusal::remarks(&self.pod);
             if !refusals.is_empty() {
                 self.refuse(refusals.join("; "), now);
+            } else if started.is_none() && !remarks.is_empty() {
+                self.teller
+                    .pod(Severity::Warning, refusal::PARTLY, remarks.join("; "));
             }
             let (state, effects) = match started {
                 Some(started) => lifecycle::resume(rules, memories, started, now),
@@ -571,5 +575,18 @@ impl Worker {
         let limited = !sandbox::size_limits(&self.pod).is_empty();
         self.upkeep_at =
             (live || limited).then(|| now().saturating_add(UPKEEP).unwrap_or(Timestamp::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There may be thousands of them.
+    #[test]
+    fn a_worker_is_small() {
+        println!("worker {} slot {}", size_of::<Worker>(), size_of::<Slot>());
+        let _ = run;
+        assert!(size_of::<Worker>() <= 4 * 1024, "{}", size_of::<Worker>());
     }
 }

@@ -106,11 +106,16 @@ impl Worker {
         let image = spec.image.clone().unwrap_or_default();
         let policy = Policy::named(spec.image_pull_policy.as_deref(), &image);
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
-        if policy != Policy::Never && !context.images.is_at_hand(&image) {
+        let at_hand = context.images.is_at_hand(&image);
+        if policy != Policy::Never && !at_hand {
             self.tell(index, |teller, at| teller.pulling(at));
         }
         self.operate(index, async move {
-            let credentials = credentials(&context, &pod).await;
+            let credentials = if at_hand {
+                Credentials::default()
+            } else {
+                credentials(&context, &pod).await
+            };
             Outcome::Pulled(
                 index,
                 context.images.ensure(&image, policy, &credentials).await,

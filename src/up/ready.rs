@@ -2,6 +2,9 @@
 
 use serde_json::Value;
 
+/// What is said of an object whose controller has not looked at it yet.
+pub const UNSEEN: &str = "not seen by its controller yet";
+
 /// What can be said of one object.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Verdict {
@@ -76,7 +79,7 @@ fn deployment(object: &Value) -> Verdict {
     let available = number(object, "/status/availableReplicas");
     let progressing = condition(object, "Progressing");
     if !observed(object) {
-        Verdict::Waiting("not seen by its controller yet".to_owned())
+        Verdict::Waiting(UNSEEN.to_owned())
     } else if let Some(("False", message)) = progressing {
         Verdict::Failed(message.to_owned())
     } else if updated < wanted {

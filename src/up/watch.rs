@@ -152,7 +152,7 @@ fn announce(said: &mut BTreeMap<String, String>, entry: &Watched, progress: &Pro
         Verdict::Ready(text) | Verdict::Waiting(text) => text.clone(),
         Verdict::Failed(text) => format!("failed: {text}"),
     };
-    let trivial = text == "applied" || text == "active";
+    let trivial = matches!(text.as_str(), "applied" | "active" | ready::UNSEEN);
     if !trivial && said.get(&name) != Some(&text) {
         progress.say(&format!("{name}: {text}"));
         said.insert(name, text);
@@ -214,17 +214,19 @@ fn addresses(cluster: &Cluster, entry: &Watched) -> String {
     shown.join(", ")
 }
 
-/// `http://127.0.0.1:41234 (port 80 is not permitted)`.
+/// `http://127.0.0.1:41234/ (port 80 is not permitted)`. Nothing in a Service says for sure that a port speaks HTTP: its
+/// name does by convention, and so do the usual port numbers.
 fn address(listening: &host::network::Listening) -> Option<String> {
     let at = listening.address?;
-    let scheme = if listening.protocol == "UDP" {
-        "udp"
-    } else {
-        "http"
+    let is_http = listening.port_name.starts_with("http") || matches!(listening.port, 80 | 8080);
+    let text = match listening.protocol {
+        "UDP" => format!("udp://{at}"),
+        _ if is_http => format!("http://{at}/"),
+        _ => at.to_string(),
     };
     Some(match &listening.problem {
-        Some(problem) => format!("{scheme}://{at}/ ({problem})"),
-        None => format!("{scheme}://{at}/"),
+        Some(problem) => format!("{text} ({problem})"),
+        None => text,
     })
 }
 

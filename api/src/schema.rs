@@ -12,6 +12,9 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
+/// The facts that [`builtin`] is compiled from.
+pub(crate) const FACTS: &str = facts::TYPES;
+
 /// A node of the graph.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct TypeId(pub u32);

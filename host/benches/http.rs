@@ -2,6 +2,8 @@
 //! `cargo bench -p host --bench http [-- SECONDS ROUNDS]`. The server has one thread, whose CPU time is what is counted; 16
 //! keep-alive connections ask from other threads. Modes alternate, medians are printed: ratios survive a busy machine.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;

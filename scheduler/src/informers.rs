@@ -30,6 +30,8 @@ const WATCH_SECONDS: u64 = 290;
 const WATCH_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS + 10);
 const LIST_DEADLINE: Duration = Duration::from_secs(30);
 const PAGE: usize = 500;
+/// A watch that ends sooner than this is followed by a pause.
+const BRIEF: Duration = Duration::from_millis(100);
 
 /// What happened to one object: `(None, Some)` added, `(Some, Some)` changed, `(Some, None)` gone.
 pub struct Change<'a, T> {
@@ -184,24 +186,27 @@ impl<T: Watched> Store<T> {
         let mut failures = 0u32;
         let mut resume = None;
         while !shutdown.is_cancelled() {
+            let began = tokio::time::Instant::now();
             let round = self.round(&client, &mut resume, &mut failures);
             let result = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 result = round => result,
             };
-            if let Err(error) = result {
+            let pause = if let Err(error) = result {
                 failures = failures.saturating_add(1);
                 if matches!(error, Error::Gone { .. }) {
                     info!(%error, "Listing again");
                 } else {
                     warn!(error = &error as &dyn std::error::Error, "Watch failed");
                 }
-                let pause = crate::reconcile::backoff(
-                    failures,
-                    Duration::from_millis(50),
-                    Duration::from_secs(10),
-                );
+                let (first, cap) = (Duration::from_millis(50), Duration::from_secs(10));
+                Some(crate::reconcile::backoff(failures, first, cap))
+            } else {
+                // A server that ends every watch at once is not to be asked without pause.
+                (began.elapsed() < BRIEF).then_some(BRIEF)
+            };
+            if let Some(pause) = pause {
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return,

@@ -3,6 +3,8 @@
 #[path = "http/support.rs"]
 mod support;
 
+#[path = "http/network.rs"]
+mod network;
 #[path = "http/objects.rs"]
 mod objects;
 #[path = "http/watches.rs"]

@@ -13,7 +13,8 @@ use crate::status::Cause;
 pub static HORIZONTAL_POD_AUTOSCALER: Rules = Rules {
     defaults: &[("spec.minReplicas", Number(1))],
     default: |new| {
-        if new.list_at(&["spec", "metrics"]).is_empty() {
+        let has_spec = new.at(&["spec"]).is_some_and(|spec| spec.is_object());
+        if has_spec && new.list_at(&["spec", "metrics"]).is_empty() {
             let cpu = cpu_metric("target", "Utilization", &json!(80));
             new.set(&["spec", "metrics"], json!([cpu]));
         }

@@ -122,7 +122,9 @@ impl Registry<'_> {
                 if !create {
                     return Err(self.not_found(name));
                 }
-                let change = transform(None)?;
+                let mut change = transform(None)?;
+                // The revision of an object that is gone says nothing about the new one.
+                change.new.remove(&["metadata", "resourceVersion"]);
                 match self.create(change, Some(name)).await {
                     Err(error)
                         if error.reason == crate::status::Reason::AlreadyExists

@@ -265,3 +265,47 @@ async fn reviews_answer_who_may_do_what() {
         "kubernetes-admin"
     );
 }
+
+#[tokio::test]
+async fn protobuf_is_read_and_written() {
+    use api::codec::protobuf;
+    let world = World::start().await;
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "pb"}, "data": {"a": "b"}});
+    let body = protobuf::encode("io.k8s.api.core.v1.ConfigMap", &map).expect("encodes");
+    let request = http::Request::post(CONFIGMAPS)
+        .header("content-type", "application/vnd.kubernetes.protobuf")
+        .header(
+            "accept",
+            "application/vnd.kubernetes.protobuf,application/json",
+        )
+        .body(axum::body::Body::from(body))
+        .expect("a request");
+    let created = world.call(request).await.expect(201).json();
+    assert_eq!(created["data"]["a"], "b");
+    for (uri, kind) in [
+        (format!("{CONFIGMAPS}/pb"), "ConfigMap"),
+        (CONFIGMAPS.to_owned(), "ConfigMapList"),
+        (format!("{CONFIGMAPS}/nosuch"), "Status"),
+    ] {
+        use http_body_util::BodyExt as _;
+        use tower::ServiceExt as _;
+        let request = http::Request::get(&uri)
+            .header("accept", "application/vnd.kubernetes.protobuf")
+            .body(axum::body::Body::empty())
+            .expect("a request");
+        let router = world.handle.router_as(api::auth::User::admin());
+        let response = router.oneshot(request).await.expect("infallible");
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/vnd.kubernetes.protobuf"
+        );
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .expect("a body")
+            .to_bytes();
+        let (gvk, _) = protobuf::decode(&body).expect("decodes");
+        assert_eq!(gvk.kind, kind, "{uri}");
+    }
+}

@@ -1,5 +1,7 @@
 //! What was acknowledged is there after `kill -9`, and one directory has one owner.
 
+use std::process::Command;
+
 use crate::harness::{Cluster, binary, have, http_get, wait_for};
 
 #[test]
@@ -30,6 +32,88 @@ fn everything_acknowledged_survives_a_kill() {
     let address = crate::main_job::address(&cluster.greeting, "hellosvc");
     let (_, body) = wait_for("the pods to come back", || http_get(&address, "/"));
     assert_eq!(body.trim(), "Hello World!");
+}
+
+/// A small file system of its own, where this machine lets us mount one.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(at: std::path::PathBuf, size: &str) -> Option<Self> {
+        std::fs::create_dir_all(&at).expect("a directory");
+        let options = format!("size={size},mode=0700");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(&at)
+            .output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(at));
+        }
+        assert!(
+            std::env::var_os("CORACLE_REQUIRE_TOOLS").is_none(),
+            "a tmpfs cannot be mounted, and tools are required"
+        );
+        println!("skipped: a tmpfs cannot be mounted here");
+        None
+    }
+
+    fn grow(&self, size: &str) {
+        let done = Command::new("mount")
+            .args(["-o", &format!("remount,size={size}")])
+            .arg(&self.0)
+            .status();
+        assert!(done.expect("mount runs").success());
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_writes_while_reads_go_on() {
+    if !have("kubectl") {
+        return;
+    }
+    let mut cluster = Cluster::stopped();
+    let Some(disk) = SmallDisk::mount(cluster.data_dir(), "48m") else {
+        return;
+    };
+    cluster.start_again();
+    let payload = cluster.path("payload");
+    std::fs::write(&payload, "x".repeat(900_000)).expect("written");
+    let from = format!("--from-file=payload={}", payload.display());
+    let mut acknowledged = Vec::new();
+    let refusal = (0..200).find_map(|n| {
+        let name = format!("big-{n}");
+        let output = cluster.try_kubectl(&["create", "configmap", &name, &from]);
+        if output.status.success() {
+            acknowledged.push(name);
+            return None;
+        }
+        Some(String::from_utf8_lossy(&output.stderr).into_owned())
+    });
+    let refusal = refusal.expect("48 MB do not hold 180 MB");
+    assert!(refusal.contains("full"), "{refusal}");
+    assert!(!acknowledged.is_empty());
+    for name in &acknowledged {
+        assert!(
+            cluster.get(&["cm", name]).is_some(),
+            "{name} can still be read"
+        );
+    }
+    cluster.kill();
+    disk.grow("200m");
+    cluster.start_again();
+    for name in &acknowledged {
+        assert!(
+            cluster.get(&["cm", name]).is_some(),
+            "{name} was acknowledged and is gone"
+        );
+    }
+    cluster.kubectl(&["create", "configmap", "again", "--from-literal=a=b"]);
+    cluster.kill();
 }
 
 #[test]

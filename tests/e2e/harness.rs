@@ -110,16 +110,21 @@ impl Cluster {
 
     /// A cluster with more arguments for `up`.
     pub fn with(args: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut cluster = Self {
-            dir,
-            process: None,
-            args,
-            greeting: String::new(),
-        };
+        let mut cluster = Self::stopped();
+        cluster.args = args.iter().map(|arg| (*arg).to_owned()).collect();
         cluster.start_again();
         cluster
+    }
+
+    /// A cluster that was never started; [`Self::start_again`] does.
+    pub fn stopped() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self {
+            dir,
+            process: None,
+            args: Vec::new(),
+            greeting: String::new(),
+        }
     }
 
     /// Starts the process (again) on the same data directory and waits until it says it is ready.

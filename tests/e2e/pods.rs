@@ -130,6 +130,71 @@ fn a_crashing_container_backs_off_and_keeps_its_last_words() {
 }
 
 #[test]
+fn logs_are_followed_bounded_and_dated() {
+    use std::io::{BufRead as _, BufReader};
+    if !have("kubectl") {
+        return;
+    }
+    let cluster = Cluster::start();
+    let more = "    ports: [{containerPort: 8080}]\n";
+    cluster.apply(&pod("talks", "misbehave", more));
+    cluster.kubectl(&[
+        "wait",
+        "pod/talks",
+        "--for=condition=Ready",
+        "--timeout=60s",
+    ]);
+    cluster.kubectl(&[
+        "expose",
+        "pod",
+        "talks",
+        "--type=NodePort",
+        "--port=80",
+        "--target-port=8080",
+    ]);
+    let service = cluster.get(&["svc", "talks"]).expect("exposed");
+    let port = service
+        .pointer("/spec/ports/0/nodePort")
+        .and_then(Value::as_u64)
+        .expect("a node port");
+    let say = |lines: u32| {
+        let address = format!("127.0.0.1:{port}");
+        wait_for("the guest to log", || {
+            http_get(&address, &format!("/log/{lines}")).filter(|(status, _)| *status == 200)
+        });
+    };
+    say(100);
+    assert_eq!(
+        cluster.logs_with(&["talks"], "line 99").lines().count(),
+        100
+    );
+    assert_eq!(
+        cluster.kubectl(&["logs", "talks", "--tail=3"]),
+        "line 97\nline 98\nline 99\n"
+    );
+    assert_eq!(
+        cluster.kubectl(&["logs", "talks", "--limit-bytes=7"]),
+        "line 0\n"
+    );
+    assert_eq!(
+        cluster
+            .kubectl(&["logs", "talks", "--since=1h"])
+            .lines()
+            .count(),
+        100
+    );
+
+    let mut follow = cluster.kubectl_spawn(&["logs", "-f", "talks", "--tail=1"]);
+    let mut lines = BufReader::new(follow.stdout.take().expect("piped")).lines();
+    let mut next = || lines.next().expect("a line").expect("text");
+    assert_eq!(next(), "line 99");
+    say(2);
+    assert_eq!((next(), next()), ("line 0".to_owned(), "line 1".to_owned()));
+    follow.kill().expect("it runs");
+    follow.wait().expect("it ends");
+}
+
+#[test]
 fn containers_get_their_environment_and_their_volumes() {
     if !have("kubectl") {
         return;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 /// `$XDG_STATE_HOME/coracle`, else `~/.local/state/coracle`.
-pub fn default_path() -> Result<PathBuf> {
+pub(crate) fn default_path() -> Result<PathBuf> {
     let absolute = |name: &str| {
         std::env::var_os(name)
             .map(PathBuf::from)
@@ -19,7 +19,7 @@ pub fn default_path() -> Result<PathBuf> {
 }
 
 /// Makes the data directory (for its owner alone) and returns its absolute path.
-pub fn make(path: &Path) -> Result<PathBuf> {
+pub(crate) fn make(path: &Path) -> Result<PathBuf> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     let failed = || format!("could not use the data directory {}", path.display());
     std::fs::DirBuilder::new()

@@ -30,7 +30,7 @@ const NODE_READY: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
 #[group(skip)]
-pub struct Args {
+pub(crate) struct Args {
     /// Manifests to apply at every start: files, directories, or `-` for standard input.
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
@@ -72,7 +72,7 @@ fn parse_duration(text: &str) -> Result<Duration> {
 }
 
 /// Runs the cluster until Ctrl-C (or until ready), and says how it went.
-pub async fn run(args: Args) -> Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     let progress = Progress::new();
     // Everything that can be wrong with the arguments is found before anything is started.
     let manifests = manifests::read(&args.paths)?;

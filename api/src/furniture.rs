@@ -35,23 +35,14 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Makes what is missing and corrects where the API itself is found. Before the first request.
 pub(crate) async fn place(api: &Api, pki: &Pki, service: Ipv4Addr) -> Result<(), Error> {
-    for name in [
+    let namespaces = [
         NAMESPACE_DEFAULT,
         NAMESPACE_SYSTEM,
         NAMESPACE_PUBLIC,
         NAMESPACE_NODE_LEASE,
-    ] {
-        ensure(
-            api,
-            "",
-            "namespaces",
-            "",
-            json!({ "metadata": { "name": name } }),
-            false,
-        )
-        .await?;
-        root_certificate(api, name, pki.ca_pem()).await?;
-    }
+    ];
+    // Together, so that they share the store's flushes.
+    futures::future::try_join_all(namespaces.map(|name| namespace(api, name, pki))).await?;
     for (name, value, description) in [
         (
             "system-node-critical",
@@ -81,6 +72,16 @@ pub(crate) async fn place(api: &Api, pki: &Pki, service: Ipv4Addr) -> Result<(),
     let range = json!({ "metadata": { "name": KUBERNETES }, "spec": { "cidrs": [cidr] } });
     ensure(api, "networking.k8s.io", "servicecidrs", "", range, false).await?;
     service_and_endpoints(api, service).await
+}
+
+/// A namespace and what every namespace has. The controller that makes `default` ServiceAccounts would be a moment late
+/// for pods that are applied at once.
+async fn namespace(api: &Api, name: &str, pki: &Pki) -> Result<(), Error> {
+    let object = json!({ "metadata": { "name": name } });
+    ensure(api, "", "namespaces", "", object, false).await?;
+    let account = json!({ "metadata": { "name": "default" } });
+    ensure(api, "", "serviceaccounts", name, account, false).await?;
+    root_certificate(api, name, pki.ca_pem()).await
 }
 
 async fn service_and_endpoints(api: &Api, service: Ipv4Addr) -> Result<(), Error> {

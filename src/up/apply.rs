@@ -1,27 +1,33 @@
 //! Applies manifests through the API, as `kubectl apply --server-side` does, and looks at what became of them.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::discovery::{ApiResource, Discovery, Scope};
 use serde_json::Value;
+use tokio::time::Instant;
 use types::well_known::{MANAGER_UP, NAMESPACE_DEFAULT};
 
 use super::manifests::Manifest;
 
+/// How long a new namespace may take to get its ServiceAccount, and how often to look.
+const NAMESPACE_SETTLES: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_millis(20);
+
 /// One applied object: how to find it again.
 #[derive(Clone, Debug)]
-pub struct Applied {
-    pub resource: ApiResource,
+pub(crate) struct Applied {
+    pub(crate) resource: ApiResource,
     /// Empty for cluster-scoped objects.
-    pub namespace: String,
-    pub name: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
 }
 
 /// Applies each manifest, all of them even when some fail: nothing half-applied is hidden.
-pub async fn apply(
+pub(crate) async fn apply(
     client: &kube::Client,
     manifests: &[Manifest],
 ) -> Result<Vec<(Manifest, Result<Applied>)>> {
@@ -55,12 +61,25 @@ async fn apply_one(
         field_validation: Some(kube::api::ValidationDirective::Strict),
         ..PatchParams::apply(MANAGER_UP).force()
     };
-    applied
-        .api(client)
-        .patch(&manifest.name, &params, &Patch::Apply(&manifest.object))
-        .await
-        .map_err(readable)?;
-    Ok(applied)
+    let deadline = Instant::now() + NAMESPACE_SETTLES;
+    loop {
+        let api = applied.api(client);
+        match api
+            .patch(&manifest.name, &params, &Patch::Apply(&manifest.object))
+            .await
+        {
+            Ok(_) => return Ok(applied),
+            Err(error) if is_too_early(&error) && Instant::now() < deadline => {
+                tokio::time::sleep(RETRY).await
+            }
+            Err(error) => return Err(readable(error)),
+        }
+    }
+}
+
+/// A pod in a namespace made a moment ago, before its `default` ServiceAccount is there.
+fn is_too_early(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.message.contains("error looking up service account"))
 }
 
 /// The server's own words, without the wrapping of the client's error type.
@@ -122,7 +141,7 @@ impl Resources {
 // === impl Applied ===
 
 impl Applied {
-    pub fn api(&self, client: &kube::Client) -> Api<DynamicObject> {
+    pub(crate) fn api(&self, client: &kube::Client) -> Api<DynamicObject> {
         if self.namespace.is_empty() {
             Api::all_with(client.clone(), &self.resource)
         } else {
@@ -131,7 +150,7 @@ impl Applied {
     }
 
     /// The object as it is now; `None` when it is gone.
-    pub async fn get(&self, client: &kube::Client) -> Result<Option<Value>> {
+    pub(crate) async fn get(&self, client: &kube::Client) -> Result<Option<Value>> {
         let object = self
             .api(client)
             .get_opt(&self.name)
@@ -145,7 +164,7 @@ impl Applied {
     }
 
     /// Pods that a selector of this object selects, for the reasons they give.
-    pub async fn pods(&self, client: &kube::Client, object: &Value) -> Vec<Value> {
+    pub(crate) async fn pods(&self, client: &kube::Client, object: &Value) -> Vec<Value> {
         let Some(labels) = object
             .pointer("/spec/selector/matchLabels")
             .and_then(Value::as_object)
@@ -171,7 +190,7 @@ impl Applied {
     }
 
     /// `deployment/web`, with the namespace where it is not `default`.
-    pub fn readable(&self) -> String {
+    pub(crate) fn readable(&self) -> String {
         let kind = self.resource.kind.to_lowercase();
         match self.namespace.as_str() {
             "" | NAMESPACE_DEFAULT => format!("{kind}/{}", self.name),

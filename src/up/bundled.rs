@@ -36,7 +36,7 @@ const MIRRORS: &[(&str, &str)] = &[
 ];
 
 /// Image name and component of every bundled guest.
-pub fn guests() -> Vec<(String, &'static [u8])> {
+pub(crate) fn guests() -> Vec<(String, &'static [u8])> {
     GUESTS
         .iter()
         .map(|(name, component)| (format!("{PREFIX}{name}"), *component))
@@ -44,7 +44,7 @@ pub fn guests() -> Vec<(String, &'static [u8])> {
 }
 
 /// The mirror map that every node begins with; what the user says comes before it.
-pub fn mirrors() -> Vec<(String, String)> {
+pub(crate) fn mirrors() -> Vec<(String, String)> {
     MIRRORS
         .iter()
         .map(|(from, to)| ((*from).to_owned(), (*to).to_owned()))

@@ -9,21 +9,21 @@ use serde_json::Value;
 
 /// One object of a manifest, and where it stands.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     /// For messages: `manifests/a.yaml` (and `#2` for the second document).
-    pub origin: String,
-    pub api_version: String,
-    pub kind: String,
+    pub(crate) origin: String,
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
     /// Empty when the manifest leaves it to the default.
-    pub namespace: String,
-    pub name: String,
-    pub object: Value,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) object: Value,
 }
 
 /// Reads files, directories (their `.yaml`, `.yml` and `.json` files, by name) and `-` (standard input).
 ///
 /// Errors name the file and the place. Nothing is returned unless everything could be read.
-pub fn read(paths: &[PathBuf]) -> Result<Vec<Manifest>> {
+pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<Manifest>> {
     let mut manifests = Vec::new();
     for path in paths {
         if path.as_os_str() == "-" {

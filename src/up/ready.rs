@@ -3,11 +3,11 @@
 use serde_json::Value;
 
 /// What is said of an object whose controller has not looked at it yet.
-pub const UNSEEN: &str = "not seen by its controller yet";
+pub(crate) const UNSEEN: &str = "not seen by its controller yet";
 
 /// What can be said of one object.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Ready; the text is for the table: `2/2 ready`.
     Ready(String),
     /// Not yet, and what it waits for.
@@ -17,7 +17,7 @@ pub enum Verdict {
 }
 
 /// Judges an object as the API server returned it.
-pub fn judge(object: &Value) -> Verdict {
+pub(crate) fn judge(object: &Value) -> Verdict {
     match object
         .get("kind")
         .and_then(Value::as_str)
@@ -170,7 +170,7 @@ fn first(texts: &[&str]) -> String {
 }
 
 /// Why a pod is not running, in its own words: `ImagePullBackOff: …`; `None` when nothing is known.
-pub fn trouble(pod: &Value) -> Option<String> {
+pub(crate) fn trouble(pod: &Value) -> Option<String> {
     let statuses = ["/status/initContainerStatuses", "/status/containerStatuses"];
     for status in statuses
         .iter()

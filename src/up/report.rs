@@ -5,42 +5,42 @@ use std::io::Write as _;
 use tokio::time::Instant;
 
 /// Progress lines, each with the time since the start: ` 0.213s  node ready`.
-pub struct Progress {
+pub(crate) struct Progress {
     start: Instant,
 }
 
 /// One row of the table.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Row {
-    pub namespace: String,
-    pub kind: String,
-    pub name: String,
-    pub status: String,
-    pub address: String,
+pub(crate) struct Row {
+    pub(crate) namespace: String,
+    pub(crate) kind: String,
+    pub(crate) name: String,
+    pub(crate) status: String,
+    pub(crate) address: String,
 }
 
 // === impl Progress ===
 
 impl Progress {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             start: Instant::now(),
         }
     }
 
-    pub fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         let elapsed = self.start.elapsed().as_secs_f64();
         let _ = writeln!(std::io::stderr(), "{elapsed:7.3}s  {text}");
     }
 }
 
 /// Prints lines on standard output; a closed pipe is nobody's failure.
-pub fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Rows under a heading, columns as wide as they must be.
-pub fn table(rows: &[Row]) -> String {
+pub(crate) fn table(rows: &[Row]) -> String {
     let heading = Row {
         namespace: "NAMESPACE".to_owned(),
         kind: "KIND".to_owned(),

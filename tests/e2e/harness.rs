@@ -10,19 +10,19 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// How long a test waits for anything; machines are slow when they are busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `coracle up` in a process of its own.
-pub struct Cluster {
+pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     process: Option<Child>,
     args: Vec<String>,
     /// What the process printed before it was ready: the table and the kubeconfig line.
-    pub greeting: String,
+    pub(crate) greeting: String,
 }
 
 /// Is the tool there? Where it is not, the test says so and is skipped, unless tools are required.
-pub fn have(tool: &str) -> bool {
+pub(crate) fn have(tool: &str) -> bool {
     let found = Command::new(tool)
         .arg("--help")
         .stdout(Stdio::null())
@@ -40,7 +40,7 @@ pub fn have(tool: &str) -> bool {
 }
 
 /// Asks again and again until the answer is `Some`; panics with `what` and the last words of `why` at the deadline.
-pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask() {
@@ -52,7 +52,7 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 }
 
 /// One HTTP/1.1 GET; `None` when nobody answers. Returns status and body.
-pub fn http_get(address: &str, path: &str) -> Option<(u16, String)> {
+pub(crate) fn http_get(address: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream
         .set_read_timeout(Some(Duration::from_secs(20)))
@@ -90,11 +90,11 @@ fn unchunk(mut body: &str) -> String {
 }
 
 /// The directory of the repository.
-pub fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-pub fn binary() -> Command {
+pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coracle"));
     command.current_dir(root());
     command
@@ -104,12 +104,12 @@ pub fn binary() -> Command {
 
 impl Cluster {
     /// An empty cluster.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with(&[])
     }
 
     /// A cluster with more arguments for `up`.
-    pub fn with(args: &[&str]) -> Self {
+    pub(crate) fn with(args: &[&str]) -> Self {
         let mut cluster = Self::stopped();
         cluster.args = args.iter().map(|arg| (*arg).to_owned()).collect();
         cluster.start_again();
@@ -117,7 +117,7 @@ impl Cluster {
     }
 
     /// A cluster that was never started; [`Self::start_again`] does.
-    pub fn stopped() -> Self {
+    pub(crate) fn stopped() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         Self {
             dir,
@@ -128,7 +128,7 @@ impl Cluster {
     }
 
     /// Starts the process (again) on the same data directory and waits until it says it is ready.
-    pub fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -181,15 +181,15 @@ impl Cluster {
         }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.path("data")
     }
 
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         let line = self
             .greeting
             .lines()
@@ -198,30 +198,30 @@ impl Cluster {
     }
 
     /// What the process logged on standard error.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    pub fn process_id(&self) -> u32 {
+    pub(crate) fn process_id(&self) -> u32 {
         self.process.as_ref().expect("the process runs").id()
     }
 
     /// Sends a signal to the process.
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid =
             nix::unistd::Pid::from_raw(i32::try_from(self.process_id()).expect("a process id"));
         nix::sys::signal::kill(pid, signal).expect("the process runs");
     }
 
     /// `kill -9`, and waits for the end.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut process = self.process.take().expect("the process runs");
         process.kill().expect("the process runs");
         process.wait().expect("it ended");
     }
 
     /// Ctrl-C; returns the exit code.
-    pub fn interrupt(&mut self) -> Option<i32> {
+    pub(crate) fn interrupt(&mut self) -> Option<i32> {
         self.signal(nix::sys::signal::Signal::SIGINT);
         let mut process = self.process.take().expect("the process runs");
         wait_for("the cluster to stop after Ctrl-C", || {
@@ -241,7 +241,7 @@ impl Cluster {
     }
 
     /// Runs kubectl to its end, whatever that is.
-    pub fn try_kubectl(&self, args: &[&str]) -> Output {
+    pub(crate) fn try_kubectl(&self, args: &[&str]) -> Output {
         self.command(args)
             .stdin(Stdio::null())
             .output()
@@ -249,7 +249,7 @@ impl Cluster {
     }
 
     /// Runs kubectl, which must succeed; returns its standard output.
-    pub fn kubectl(&self, args: &[&str]) -> String {
+    pub(crate) fn kubectl(&self, args: &[&str]) -> String {
         let output = self.try_kubectl(args);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(
@@ -262,7 +262,7 @@ impl Cluster {
     }
 
     /// Runs kubectl, which must fail; returns its standard error.
-    pub fn kubectl_fails(&self, args: &[&str]) -> String {
+    pub(crate) fn kubectl_fails(&self, args: &[&str]) -> String {
         let output = self.try_kubectl(args);
         assert!(
             !output.status.success(),
@@ -273,7 +273,7 @@ impl Cluster {
     }
 
     /// Runs kubectl with text on its standard input (`-f -`); it must succeed. Returns both outputs together.
-    pub fn kubectl_with(&self, args: &[&str], input: &str) -> String {
+    pub(crate) fn kubectl_with(&self, args: &[&str], input: &str) -> String {
         let mut child = self
             .command(args)
             .stdin(Stdio::piped())
@@ -298,7 +298,7 @@ impl Cluster {
     }
 
     /// As [`Self::kubectl_with`], but it must fail; returns its standard error.
-    pub fn kubectl_with_failing(&self, args: &[&str], input: &str) -> String {
+    pub(crate) fn kubectl_with_failing(&self, args: &[&str], input: &str) -> String {
         let file = self.path("input.yaml");
         std::fs::write(&file, input).expect("written");
         let file = file.display().to_string();
@@ -310,7 +310,7 @@ impl Cluster {
     }
 
     /// Runs kubectl with more environment.
-    pub fn kubectl_in(&self, env: &[(&str, &str)], args: &[&str]) -> String {
+    pub(crate) fn kubectl_in(&self, env: &[(&str, &str)], args: &[&str]) -> String {
         let output = self
             .command(args)
             .envs(env.iter().copied())
@@ -326,7 +326,7 @@ impl Cluster {
     }
 
     /// Starts kubectl and leaves it running with its standard output piped; the caller ends it.
-    pub fn kubectl_spawn(&self, args: &[&str]) -> Child {
+    pub(crate) fn kubectl_spawn(&self, args: &[&str]) -> Child {
         self.command(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -334,12 +334,12 @@ impl Cluster {
             .expect("kubectl can be started")
     }
 
-    pub fn apply(&self, manifest: &str) -> String {
+    pub(crate) fn apply(&self, manifest: &str) -> String {
         self.kubectl_with(&["apply", "-f", "-"], manifest)
     }
 
     /// An object as JSON; `None` when there is none.
-    pub fn get(&self, args: &[&str]) -> Option<Value> {
+    pub(crate) fn get(&self, args: &[&str]) -> Option<Value> {
         let output = self.try_kubectl(&[&["get", "-o", "json"], args].concat());
         output
             .status
@@ -348,7 +348,7 @@ impl Cluster {
     }
 
     /// Waits until `ask` finds what it looks for in the object.
-    pub fn wait<T>(
+    pub(crate) fn wait<T>(
         &self,
         what: &str,
         args: &[&str],
@@ -358,7 +358,7 @@ impl Cluster {
     }
 
     /// Name of the first pod with this label.
-    pub fn pod_of(&self, selector: &str) -> String {
+    pub(crate) fn pod_of(&self, selector: &str) -> String {
         self.wait(
             &format!("a pod with {selector}"),
             &["pods", "-l", selector],
@@ -371,7 +371,7 @@ impl Cluster {
     }
 
     /// Logs of a pod once they contain `wanted`.
-    pub fn logs_with(&self, args: &[&str], wanted: &str) -> String {
+    pub(crate) fn logs_with(&self, args: &[&str], wanted: &str) -> String {
         wait_for(&format!("{wanted:?} in the logs of {args:?}"), || {
             let output = self.try_kubectl(&[&["logs"], args].concat());
             let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -3,6 +3,10 @@
     clippy::disallowed_methods,
     reason = "the tests wait in real time: the cluster is another process"
 )]
+#![expect(
+    clippy::print_stdout,
+    reason = "a skipped test says why, a failed one shows the cluster"
+)]
 
 mod harness;
 

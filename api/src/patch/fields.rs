@@ -227,10 +227,11 @@ impl Fields {
         let mut map = Map::new();
         for (step, node) in &self.steps {
             let mut below = node.below.to_json();
-            if node.member && !node.below.is_empty() {
-                if let Value::Object(below) = &mut below {
-                    below.insert(".".to_owned(), Value::Object(Map::new()));
-                }
+            if node.member
+                && !node.below.is_empty()
+                && let Value::Object(below) = &mut below
+            {
+                below.insert(".".to_owned(), Value::Object(Map::new()));
             }
             map.insert(step.text(), below);
         }

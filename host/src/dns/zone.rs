@@ -25,13 +25,6 @@ pub(crate) enum Answer<'a> {
 }
 
 /// One SRV record.
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "guests cannot ask for SRV; the node's DNS server will"
-    )
-)]
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Srv {
     pub(crate) target: String,

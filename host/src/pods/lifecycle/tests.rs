@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::rules::RestartPolicy;
 use super::*;
 
 fn at(seconds: i64) -> Timestamp {

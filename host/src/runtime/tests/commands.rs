@@ -1,3 +1,5 @@
+//! Processes: arguments, exits, traps, limits, on guests of this repository.
+
 use super::*;
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+//! HTTP guests: fresh and reused instances, bodies, traps, limits.
+
 use super::*;
 
 #[tokio::test]

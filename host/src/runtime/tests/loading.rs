@@ -1,3 +1,5 @@
+//! Loading components: what is told apart, what is refused and how, the compile cache.
+
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;

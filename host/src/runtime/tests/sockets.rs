@@ -1,3 +1,5 @@
+//! Guests' sockets: TCP, UDP and names over the virtual network.
+
 use super::*;
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! The API server alone, for trying things by hand: `cargo run -p api --example serve -- --data-dir /tmp/x --listen 127.0.0.1:0`.
 
+#![expect(clippy::print_stdout, reason = "it talks to whoever runs it by hand")]
+
 use clap::Parser as _;
 
 #[derive(clap::Parser)]
@@ -12,14 +14,9 @@ struct Flags {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let flags = Flags::parse();
-    let started = std::time::Instant::now();
     let handle = api::start(flags.api.into_config("coracle-data".into())).await?;
-    println!(
-        "{} in {:?}: export KUBECONFIG={}",
-        handle.url(),
-        started.elapsed(),
-        handle.kubeconfig().display()
-    );
+    let kubeconfig = handle.kubeconfig().display();
+    println!("{}: export KUBECONFIG={kubeconfig}", handle.url());
     tokio::signal::ctrl_c().await?;
     handle.shutdown().await;
     Ok(())

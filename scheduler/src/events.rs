@@ -23,8 +23,8 @@ use crate::write::{Target, Writer};
 /// More waiting Events than this, of one type, are dropped; the log says so.
 const CAPACITY: usize = 8_192;
 /// Written at once before pacing starts, and per second from then on.
-const BURST: f64 = 30.0;
-const PER_SECOND: f64 = 100.0;
+const BURST: f64 = 25.0;
+const PER_SECOND: f64 = 50.0;
 
 const SIMILAR_WITHIN: i64 = 600;
 const SIMILAR_BEFORE_COMBINED: usize = 10;

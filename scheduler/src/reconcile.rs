@@ -21,12 +21,15 @@ use crate::write;
 
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LAST_RETRY: Duration = Duration::from_secs(60);
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// Keys that wait for work.
 pub struct Queue<K> {
     name: &'static str,
     /// After a key was worked on it rests this long, so that a burst of changes becomes one pass.
     rest: Duration,
+    /// It rests at least this many times as long as the pass took: who is slow is asked less often.
+    times: u32,
     /// Short sections only, never held over an await.
     state: Mutex<State<K>>,
     wake: Notify,
@@ -36,7 +39,8 @@ struct State<K> {
     ready: VecDeque<K>,
     /// What is in `ready`.
     queued: HashSet<K>,
-    working: HashSet<K>,
+    /// Since when each key is worked on.
+    working: HashMap<K, Instant>,
     /// Added while being worked on.
     again: HashSet<K>,
     /// When to look again; at most one time per key, the earliest.
@@ -93,13 +97,19 @@ pub async fn run<K, F, Fut>(
 
 impl<K: Clone + Eq + Hash + Display> Queue<K> {
     pub fn new(name: &'static str, rest: Duration) -> Arc<Self> {
+        Self::throttled(name, rest, 0)
+    }
+
+    /// A queue whose keys rest in proportion to how long their passes take, at most a second.
+    pub fn throttled(name: &'static str, rest: Duration, times: u32) -> Arc<Self> {
         Arc::new(Self {
             name,
             rest,
+            times,
             state: Mutex::new(State {
                 ready: VecDeque::new(),
                 queued: HashSet::new(),
-                working: HashSet::new(),
+                working: HashMap::new(),
                 again: HashSet::new(),
                 later: BTreeMap::new(),
                 due: HashMap::new(),
@@ -113,7 +123,7 @@ impl<K: Clone + Eq + Hash + Display> Queue<K> {
 
     pub fn add(&self, key: K) {
         let mut state = self.lock();
-        if state.working.contains(&key) {
+        if state.working.contains_key(&key) {
             state.again.insert(key);
             return;
         }
@@ -139,7 +149,7 @@ impl<K: Clone + Eq + Hash + Display> Queue<K> {
                 state.promote(Instant::now());
                 if let Some(key) = state.ready.pop_front() {
                     state.queued.remove(&key);
-                    state.working.insert(key.clone());
+                    state.working.insert(key.clone(), Instant::now());
                     return key;
                 }
                 state.later.keys().next().map(|(at, _)| *at)
@@ -157,8 +167,9 @@ impl<K: Clone + Eq + Hash + Display> Queue<K> {
     fn finish(&self, key: K, result: Result<Outcome, write::Error>) {
         let now = Instant::now();
         let mut state = self.lock();
-        state.working.remove(&key);
-        let until = now + self.rest;
+        let began = state.working.remove(&key).unwrap_or(now);
+        let slow = (now - began).saturating_mul(self.times).min(LONGEST_REST);
+        let until = now + self.rest.max(slow);
         if !self.rest.is_zero() {
             if state.rested.len() > 1024 {
                 state.rested.retain(|_, at| *at > now);
@@ -223,7 +234,7 @@ impl<K: Clone + Eq + Hash> State<K> {
             }
             let key = entry.remove();
             self.due.remove(&key);
-            if self.working.contains(&key) {
+            if self.working.contains_key(&key) {
                 self.again.insert(key);
             } else {
                 self.push(key);

@@ -151,7 +151,7 @@ pub struct Controller {
 
 impl Controller {
     pub fn new(shared: &Arc<Shared>) -> Arc<Self> {
-        let queue = Queue::new("endpoints", REST);
+        let queue = Queue::throttled("endpoints", REST, 10);
         wake_services(shared, &queue);
         let waker = Arc::clone(&queue);
         shared.informers.endpoints.on_change(move |change| {

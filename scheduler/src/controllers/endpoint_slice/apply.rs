@@ -15,7 +15,7 @@ use crate::write::{self, Delete, Error, Target, Writer, gone_is_fine};
 
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// Between two passes over one Service: many pods becoming ready together are few writes.
-const REST: Duration = Duration::from_millis(30);
+const REST: Duration = Duration::from_millis(20);
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 pub struct Controller {
@@ -80,7 +80,7 @@ pub(in crate::controllers) fn pods_behind(shared: &Shared, service: &Service) ->
 
 impl Controller {
     pub fn new(shared: &Arc<Shared>) -> Arc<Self> {
-        let queue = Queue::new("endpointslice", REST);
+        let queue = Queue::throttled("endpointslice", REST, 4);
         wake_services(shared, &queue);
         // Somebody may have changed or deleted a slice.
         let waker = Arc::clone(&queue);

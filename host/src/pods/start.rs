@@ -38,6 +38,8 @@ pub(super) struct Job {
 /// A running instance. Dropping it kills it.
 pub(super) struct Started {
     pub(super) running: Arc<Running>,
+    /// Held so that other pods of the same image share it: the runtime keeps no component nobody holds.
+    pub(super) component: Arc<Component>,
     pub(super) serving: Option<Serving>,
     pub(super) log: Arc<Log>,
 }
@@ -109,6 +111,7 @@ pub(super) async fn start(job: Job) -> Result<Started, Trouble> {
     };
     let started = Started {
         running,
+        component,
         serving,
         log,
     };

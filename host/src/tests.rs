@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{
-    ConfigMap, ContainerStatus, Event, Node, Pod, Secret, ServiceAccount,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Event, Node, Pod, Secret};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, PostParams};
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
@@ -35,14 +33,6 @@ impl World {
             .expect("the API server starts");
         let client = kube::Client::new(api.router_as(api::auth::User::admin()), "default");
         let data = tempfile::tempdir().expect("a temporary directory");
-        // Otherwise the controllers' work.
-        let accounts: Api<ServiceAccount> = Api::default_namespaced(client.clone());
-        let account = json!({"metadata": {"name": "default"}});
-        let account = serde_json::from_value(account).expect("well formed");
-        accounts
-            .create(&PostParams::default(), &account)
-            .await
-            .expect("created");
         let mut world = World {
             api,
             client,

@@ -136,10 +136,6 @@ async fn measure() {
         ..Config::at(directory.path().to_owned())
     };
     let handle = api::start(config).await.expect("starts");
-    let admin = Caller::new(&handle);
-    let account = json!({"metadata": {"name": "default"}}).to_string();
-    let uri = "/api/v1/namespaces/default/serviceaccounts";
-    admin.send(Method::POST, uri, account.into()).await;
 
     let before = cpu();
     let creates = rate(&handle, PODS, |caller, i| async move {

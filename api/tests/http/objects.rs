@@ -404,11 +404,6 @@ async fn a_new_namespace_gets_the_ca_and_keeps_it() {
 #[tokio::test]
 async fn binding_gives_a_pod_its_node_once() {
     let world = World::start().await;
-    let account = json!({"metadata": {"name": "default"}});
-    world
-        .post("/api/v1/namespaces/default/serviceaccounts", &account)
-        .await
-        .expect(201);
     let pod =
         json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "x"}]}});
     let pods = "/api/v1/namespaces/default/pods";

@@ -136,6 +136,7 @@ async fn measure() {
         ..Config::at(directory.path().to_owned())
     };
     let handle = api::start(config).await.expect("starts");
+    let admin = Caller::new(&handle);
 
     let before = cpu();
     let creates = rate(&handle, PODS, |caller, i| async move {

@@ -16,44 +16,42 @@ use tokio::time::Instant;
 /// Another build to measure, to compare two; by default the one of this package.
 const BINARY: &str = "CORACLE_BINARY";
 /// How long a bench waits for anything before it fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `coracle up` on its own temporary data directory; killed when dropped.
-pub struct Cluster {
+pub(crate) struct Cluster {
+    // Ended before its directory goes: fields are dropped in this order.
+    process: Owned,
     dir: tempfile::TempDir,
-    process: Child,
     /// From just before exec until the process said that its node is ready.
-    pub ready: Duration,
+    pub(crate) ready: Duration,
     /// Where its Services listen: an address of this cluster alone, so that several can run on one machine.
-    pub service_address: Ipv4Addr,
+    pub(crate) service_address: Ipv4Addr,
 }
 
 /// A process that is ended with its owner.
-pub struct Owned(pub Child);
+pub(crate) struct Owned(pub(crate) Child);
 
 /// What /proc knows of a process.
 #[derive(Clone, Copy, Debug)]
-pub struct Memory {
-    pub resident: u64,
-    pub anonymous: u64,
+pub(crate) struct Memory {
+    pub(crate) resident: u64,
+    pub(crate) anonymous: u64,
 }
 
 // === impl Cluster ===
 
 impl Cluster {
     /// Starts on an empty data directory, and returns when the node is ready.
-    pub fn start() -> Result<Self> {
+    pub(crate) fn start() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coracle-bench").tempdir()?;
         Self::on(dir)
     }
 
     /// Kills the process (no drain) and starts again on what it left.
-    pub fn restart(self) -> Result<Self> {
-        // The directory outlives the process.
-        let Self {
-            dir, mut process, ..
-        } = self;
-        end(&mut process);
+    pub(crate) fn restart(self) -> Result<Self> {
+        let Self { process, dir, .. } = self;
+        drop(process);
         Self::on(dir)
     }
 
@@ -61,7 +59,7 @@ impl Cluster {
         let id = std::process::id();
         let service_address = Ipv4Addr::new(127, 77, (id >> 8) as u8, (id as u8).clamp(1, 254));
         let begun = Instant::now();
-        let mut process = Command::new(binary())
+        let process = Command::new(binary())
             .args(["up", "--listen", "127.0.0.1:0", "--node-name", "bench"])
             .arg("--service-address")
             .arg(service_address.to_string())
@@ -72,63 +70,47 @@ impl Cluster {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("could not start {}", binary().display()))?;
-        let ready = said(&mut process, "node bench is ready");
-        let ready = match ready {
-            Ok(at) => at - begun,
-            Err(error) => {
-                end(&mut process);
-                return Err(error);
-            }
-        };
+        let mut process = Owned(process);
+        let ready = said(&mut process.0, "node bench is ready")? - begun;
         Ok(Self {
-            dir,
             process,
+            dir,
             ready,
             service_address,
         })
     }
 
-    pub fn process_id(&self) -> u32 {
-        self.process.id()
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.0.id()
     }
 
-    pub fn memory(&self) -> Result<Memory> {
+    pub(crate) fn memory(&self) -> Result<Memory> {
         memory(self.process_id())
     }
 
     /// Where the database is, for whoever asks what that disk needs for a flush.
-    pub fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
     /// How to reach the API, from the kubeconfig the cluster wrote.
-    pub async fn config(&self) -> Result<kube::Config> {
+    pub(crate) async fn config(&self) -> Result<kube::Config> {
         let file = kube::config::Kubeconfig::read_from(self.data_dir().join("kubeconfig"))?;
         let options = kube::config::KubeConfigOptions::default();
         Ok(kube::Config::from_custom_kubeconfig(file, &options).await?)
     }
 
-    pub async fn client(&self) -> Result<kube::Client> {
+    pub(crate) async fn client(&self) -> Result<kube::Client> {
         Ok(kube::Client::try_from(self.config().await?)?)
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        end(&mut self.process);
     }
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        end(&mut self.0);
+        // An error here means that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
-}
-
-fn end(process: &mut Child) {
-    // An error here means that it has ended already.
-    let _ = process.kill();
-    let _ = process.wait();
 }
 
 /// Waits for a line on the process's standard error that ends with `text`, and returns when it came.
@@ -158,7 +140,7 @@ fn said(process: &mut Child, text: &'static str) -> Result<Instant> {
 }
 
 /// A Deployment of pods of `image`, applied when this returns.
-pub async fn deploy(
+pub(crate) async fn deploy(
     client: &kube::Client,
     name: &str,
     image: &str,
@@ -188,7 +170,7 @@ pub async fn deploy(
 }
 
 /// Watches until the Deployment has `replicas` ready pods; returns when the event came.
-pub async fn ready(client: &kube::Client, name: &str, replicas: i32) -> Result<Instant> {
+pub(crate) async fn ready(client: &kube::Client, name: &str, replicas: i32) -> Result<Instant> {
     use futures::StreamExt as _;
     let deployments: Api<Deployment> = Api::default_namespaced(client.clone());
     let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
@@ -207,7 +189,7 @@ pub async fn ready(client: &kube::Client, name: &str, replicas: i32) -> Result<I
         .with_context(|| format!("{name} had not {replicas} ready pods after {PATIENCE:?}"))?
 }
 
-pub fn memory(process: u32) -> Result<Memory> {
+pub(crate) fn memory(process: u32) -> Result<Memory> {
     let path = format!("/proc/{process}/status");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
     let field = |name: &str| {
@@ -224,7 +206,7 @@ pub fn memory(process: u32) -> Result<Memory> {
 }
 
 /// Processor time the process has used, all its threads together.
-pub fn cpu(process: u32) -> Result<Duration> {
+pub(crate) fn cpu(process: u32) -> Result<Duration> {
     let path = format!("/proc/{process}/stat");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
     // The name in parentheses may contain anything; the numbers come after it.
@@ -236,26 +218,26 @@ pub fn cpu(process: u32) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 10))
 }
 
-pub fn median<T: Copy + PartialOrd>(values: &[T]) -> T {
+pub(crate) fn median<T: Copy + PartialOrd>(values: &[T]) -> T {
     let mut sorted = values.to_vec();
     sorted.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
     sorted[sorted.len() / 2]
 }
 
 /// What was measured beside its goal, as one line.
-pub fn line(what: &str, measured: &str, goal: &str) {
+pub(crate) fn line(what: &str, measured: &str, goal: &str) {
     println!("{what:<56} {measured:>24}   {goal}");
 }
 
-pub fn millis(time: Duration) -> String {
+pub(crate) fn millis(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
 
-pub fn megabytes(bytes: u64) -> String {
+pub(crate) fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-pub fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     let default = || Path::new(env!("CARGO_BIN_EXE_coracle")).to_owned();
     std::env::var_os(BINARY).map_or_else(default, PathBuf::from)
 }

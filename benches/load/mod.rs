@@ -15,23 +15,23 @@ use tokio_rustls::TlsConnector;
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// What a run measured.
-pub struct Outcome {
-    pub elapsed: Duration,
+pub(crate) struct Outcome {
+    pub(crate) elapsed: Duration,
     /// Of each request, shortest first.
-    pub latencies: Vec<Duration>,
+    pub(crate) latencies: Vec<Duration>,
 }
 
 /// One connection that answers one request after the other.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: Box<dyn Stream>,
     buffer: Vec<u8>,
 }
 
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// `clients` connections for `time`; `request` makes the bytes of a client's n-th request.
-pub async fn run(
+pub(crate) async fn run(
     address: SocketAddr,
     tls: Option<&TlsConnector>,
     clients: usize,
@@ -78,7 +78,7 @@ pub async fn run(
 // === impl Connection ===
 
 impl Connection {
-    pub async fn open(address: SocketAddr, tls: Option<&TlsConnector>) -> Result<Self> {
+    pub(crate) async fn open(address: SocketAddr, tls: Option<&TlsConnector>) -> Result<Self> {
         let stream = TcpStream::connect(address)
             .await
             .with_context(|| format!("{address}"))?;
@@ -94,7 +94,7 @@ impl Connection {
     }
 
     /// Sends a request; returns the status and how long the answer was.
-    pub async fn call(&mut self, request: &[u8]) -> Result<(u16, usize)> {
+    pub(crate) async fn call(&mut self, request: &[u8]) -> Result<(u16, usize)> {
         let answer = async {
             self.stream.write_all(request).await?;
             self.stream.flush().await?;
@@ -161,12 +161,12 @@ impl Head {
 // === impl Outcome ===
 
 impl Outcome {
-    pub fn per_second(&self) -> f64 {
+    pub(crate) fn per_second(&self) -> f64 {
         self.latencies.len() as f64 / self.elapsed.as_secs_f64()
     }
 
     /// The latency that `part` of the requests did not exceed: 0.5, 0.99.
-    pub fn quantile(&self, part: f64) -> Duration {
+    pub(crate) fn quantile(&self, part: f64) -> Duration {
         let at = (self.latencies.len() as f64 * part) as usize;
         self.latencies[at.min(self.latencies.len() - 1)]
     }

@@ -73,6 +73,8 @@ pub struct Component {
 pub struct Running {
     state: Arc<State>,
     handler: Option<Arc<dyn HttpHandler>>,
+    /// Keeps it findable: the next pod of this image takes the same one instead of mapping the code again.
+    _component: Arc<Component>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -332,7 +334,11 @@ impl Runtime {
                 None
             }
         };
-        Ok(Running { state, handler })
+        Ok(Running {
+            state,
+            handler,
+            _component: Arc::clone(component),
+        })
     }
 }
 

@@ -133,3 +133,17 @@ async fn compiled_components_are_kept_privately_and_survive_damage() {
         );
     }
 }
+
+#[tokio::test]
+async fn pods_of_one_image_share_its_code_for_as_long_as_one_runs() {
+    let runtime = runtime();
+    let pod = Pod::new();
+    let running = start(&runtime, "hello-http", pod.workload(&[])).await;
+    let first = runtime.loaded("sha256:hello-http").await;
+    assert!(first.is_some(), "a running pod keeps it");
+    drop((first, running));
+    assert!(
+        runtime.loaded("sha256:hello-http").await.is_none(),
+        "nobody else does"
+    );
+}

@@ -7,6 +7,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// The API works on trees of small objects: with the C library's allocator half of the processor time of a start of 1,000
+/// pods was spent allocating; with this one it is less than half in all, and the process is no larger.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// A Kubernetes cluster in one binary whose pods are WebAssembly components.
 #[derive(Parser)]
 #[command(name = "coracle", version, arg_required_else_help = true)]

@@ -1,7 +1,7 @@
 //! From a request to an answer: one file per verb, and the steps every request takes. No kind is named here.
 //!
 //! ```text
-//! parse ─► authenticate ─► authorise ─► room? ─► find the kind ─► verb ─► answer
+//! parse ─► authenticate ─► authorise ─► body ─► room? ─► find the kind ─► verb ─► answer
 //!   └───────────── whatever fails on the way becomes a Status ────────────┘
 //! ```
 //! Never touches the store itself: reads go to the cache, writes through `registry`.
@@ -20,6 +20,7 @@ mod watch;
 
 use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -81,6 +82,10 @@ pub struct Settings {
 pub struct Room {
     reads: Semaphore,
     writes: Semaphore,
+    /// Beside `writes`, for the cluster's own components.
+    reserve: Semaphore,
+    /// KiB of bodies that are on their way.
+    bodies: Semaphore,
 }
 
 /// One request for a resource, on its way through a verb.
@@ -99,6 +104,11 @@ const MAX_BODY: usize = 3 * 1024 * 1024;
 const DEADLINE: Duration = Duration::from_secs(60);
 const READS: usize = 400;
 const WRITES: usize = 200;
+const RESERVE: usize = 50;
+/// KiB.
+const BODIES: usize = 256 * 1024;
+/// How long a body may take to arrive.
+const WAIT_FOR_BODY: Duration = Duration::from_secs(10);
 /// How long a request waits for room before it is told to come back.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(5);
 /// How long a read waits for a revision that has not been reached.
@@ -111,6 +121,8 @@ impl Default for Room {
         Self {
             reads: Semaphore::new(READS),
             writes: Semaphore::new(WRITES),
+            reserve: Semaphore::new(RESERVE),
+            bodies: Semaphore::new(BODIES),
         }
     }
 }
@@ -149,14 +161,21 @@ async fn answer(
 ) -> Result<Reply, Error> {
     let user = auth::authenticate(parts.extensions.get::<User>(), &parts.headers)?;
     auth::authorise(&user, info)?;
-    let work = route(api, parts, query, info, &user, body);
     if info.is_long_running() {
-        return work.await;
+        return route(api, parts, query, info, &user, body).await;
     }
     let deadline = deadline(query);
     let work = async {
-        let _room = make_room(&api.room, &parts.method).await?;
-        work.await
+        // A body that does not come must not take the room of those that are there.
+        let (body, arrived) = if matches!(parts.method, Method::GET | Method::HEAD) {
+            (Body::empty(), None)
+        } else {
+            let (body, arrived) = receive(&api.room, body, &parts.headers).await?;
+            (Body::from(body), arrived)
+        };
+        let _room = make_room(&api.room, &parts.method, &user).await?;
+        drop(arrived);
+        route(api, parts, query, info, &user, body).await
     };
     match tokio::time::timeout(deadline, work).await {
         Ok(result) => result,
@@ -184,21 +203,48 @@ fn deadline(query: &Query) -> Duration {
         .map_or(DEADLINE, |wanted| wanted.min(DEADLINE))
 }
 
+/// A body, and what holds its place until there is room to work on it. One that is here already needs no place.
+async fn receive<'a>(
+    room: &'a Room,
+    body: Body,
+    headers: &HeaderMap,
+) -> Result<(Bytes, Option<SemaphorePermit<'a>>), Error> {
+    let size = announced(headers).unwrap_or(MAX_BODY).min(MAX_BODY) / 1024 + 1;
+    let mut read = pin!(read_body(body, headers));
+    if let Some(body) = read.as_mut().now_or_never() {
+        return Ok((body?, None));
+    }
+    let size = u32::try_from(size).unwrap_or(u32::MAX);
+    let permit = tokio::time::timeout(WAIT_FOR_ROOM, room.bodies.acquire_many(size)).await;
+    let Ok(Ok(permit)) = permit else {
+        return Err(busy());
+    };
+    Ok((read.await?, Some(permit)))
+}
+
 async fn make_room<'a>(
     room: &'a Room,
     method: &Method,
-) -> Result<tokio::sync::SemaphorePermit<'a>, Error> {
+    user: &User,
+) -> Result<SemaphorePermit<'a>, Error> {
     let semaphore = match *method {
         Method::GET | Method::HEAD => &room.reads,
-        _ => &room.writes,
+        _ => {
+            let of_the_cluster = user.name.starts_with("system:");
+            if of_the_cluster && let Ok(permit) = room.reserve.try_acquire() {
+                return Ok(permit);
+            }
+            &room.writes
+        }
     };
     match tokio::time::timeout(WAIT_FOR_ROOM, semaphore.acquire()).await {
         Ok(Ok(permit)) => Ok(permit),
-        _ => Err(Error::too_many_requests(
-            "Too many requests, please try again later.",
-            1,
-        )),
+        _ => Err(busy()),
     }
+}
+
+fn busy() -> Error {
+    Error::too_many_requests("Too many requests, please try again later.", 1)
 }
 
 async fn route(
@@ -276,15 +322,25 @@ fn check_scope(kind: &Kind, path: &ResourcePath, verb: &str) -> Result<(), Error
     }
 }
 
-/// The whole body, at most 3 MiB.
+/// What the client says its body's length is.
+fn announced(headers: &HeaderMap) -> Option<usize> {
+    let length = headers.get(http::header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
+}
+
+/// The whole body, at most 3 MiB, within ten seconds.
 pub(crate) async fn read_body(body: Body, headers: &HeaderMap) -> Result<Bytes, Error> {
-    let announced = headers
-        .get(http::header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY) {
+    if announced(headers).is_some_and(|length| length > MAX_BODY) {
         return Err(Error::too_large(MAX_BODY));
     }
-    match Limited::new(body, MAX_BODY).collect().await {
+    let body = Limited::new(body, MAX_BODY).collect();
+    let Ok(body) = tokio::time::timeout(WAIT_FOR_BODY, body).await else {
+        return Err(Error::timeout(
+            "Timeout: the body did not arrive in time",
+            0,
+        ));
+    };
+    match body {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Error::too_large(MAX_BODY)),
         Err(error) => Err(Error::bad_request(format!(

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::cache::Cache;
-use crate::kinds::Kind;
+use crate::kinds::{self, Kind};
 use crate::request::RequestInfo;
 
 /// Upper bounds in seconds of upstream's request duration histogram (a part of them).
@@ -34,6 +34,16 @@ struct Series {
     count: u64,
     seconds: f64,
     buckets: [u64; BUCKETS.len()],
+}
+
+/// What a request names, in this server's own words: a client's text is in no label, however it was answered.
+#[derive(Hash)]
+struct Known {
+    group: &'static str,
+    version: &'static str,
+    resource: &'static str,
+    subresource: &'static str,
+    scope: &'static str,
 }
 
 /// Counts one thing that is going on, until dropped.
@@ -66,22 +76,10 @@ impl Metrics {
     }
 
     pub(crate) fn end(&self, info: &RequestInfo, code: u16, took: Duration) {
-        let path = info.resource();
-        // A resource that is not known leaves no labels behind.
-        let path = path.filter(|_| code != 404 || !matches!(info.verb, "list" | "watch"));
+        let known = Known::find(info);
         let key = {
             let mut hasher = DefaultHasher::new();
-            (info.verb, code).hash(&mut hasher);
-            if let Some(path) = path {
-                (
-                    &path.group,
-                    &path.version,
-                    &path.resource,
-                    &path.subresource,
-                )
-                    .hash(&mut hasher);
-                (path.name.is_empty(), path.namespace.is_empty()).hash(&mut hasher);
-            }
+            (info.verb, code, &known).hash(&mut hasher);
             hasher.finish()
         };
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,7 +92,7 @@ impl Metrics {
             labels: if key == 0 {
                 String::new()
             } else {
-                labels(info)
+                labels(info.verb, known.as_ref())
             },
             code,
             count: 0,
@@ -172,24 +170,42 @@ fn open(gauge: &Arc<AtomicI64>) -> Open {
     Open(Arc::clone(gauge))
 }
 
-/// `verb="get",group="apps",…,`.
-fn labels(info: &RequestInfo) -> String {
-    let mut labels = format!("verb=\"{}\",", info.verb.to_uppercase());
-    if let Some(path) = info.resource() {
-        let scope = match (path.name.is_empty(), path.namespace.is_empty()) {
-            (false, _) => "resource",
-            (true, false) => "namespace",
-            (true, true) => "cluster",
+// === impl Known ===
+
+impl Known {
+    /// `None` when no kind, or a kind nobody serves, is asked for.
+    fn find(info: &RequestInfo) -> Option<Self> {
+        let path = info.resource()?;
+        let kind = kinds::table().find(&path.group, &path.version, &path.resource)?;
+        let subresource = match &*path.subresource {
+            "" => "",
+            name => kind.subresource(name).map_or("unknown", |sub| sub.name),
         };
+        Some(Self {
+            group: &kind.group,
+            version: &kind.version,
+            resource: &kind.plural,
+            subresource,
+            scope: match (path.name.is_empty(), path.namespace.is_empty()) {
+                (false, _) => "resource",
+                (true, false) => "namespace",
+                (true, true) => "cluster",
+            },
+        })
+    }
+}
+
+/// `verb="get",group="apps",…,`.
+fn labels(verb: &str, known: Option<&Known>) -> String {
+    let mut labels = format!("verb=\"{}\",", verb.to_uppercase());
+    if let Some(known) = known {
         for (key, value) in [
-            ("group", &*path.group),
-            ("version", &path.version),
-            ("resource", &path.resource),
-            ("subresource", &path.subresource),
-            ("scope", scope),
+            ("group", known.group),
+            ("version", known.version),
+            ("resource", known.resource),
+            ("subresource", known.subresource),
+            ("scope", known.scope),
         ] {
-            // Text of a path: quotes and backslashes would break the page.
-            let value: String = value.chars().filter(|c| !"\"\\\n".contains(*c)).collect();
             let _ = write!(labels, "{key}=\"{value}\",");
         }
     }
@@ -234,5 +250,25 @@ mod tests {
             page.contains(&format!("_bucket{{{labels},le=\"0.005\"}} 1\n")),
             "{page}"
         );
+    }
+
+    #[test]
+    fn a_clients_text_is_in_no_label() {
+        let metrics = Metrics::default();
+        let text = "z".repeat(65_536);
+        for path in [
+            format!("/api/v1/{text}"),
+            format!("/apis/{text}/v1/pods"),
+            format!("/apis/apps/{text}/deployments/x"),
+            format!("/api/v1/namespaces/d/pods/x/{text}"),
+        ] {
+            let info = RequestInfo::parse(&Method::GET, &path, &Query::default());
+            for code in [200, 403, 404] {
+                metrics.end(&info, code, Duration::ZERO);
+            }
+        }
+        let page = metrics.render(&Cache::new(crate::cache::Config::default()));
+        assert!(!page.contains("zzz"));
+        assert!(page.contains(r#"resource="pods",subresource="unknown""#));
     }
 }

@@ -6,6 +6,8 @@
 //! shutdown ─► watches end, no new connections ─► requests finish (or are cut off at the deadline) ─► store closes
 //! ```
 
+mod activity;
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::activity::Activity;
 use crate::auth::User;
 use crate::handlers::{self, Api, Room, Settings};
 use crate::metrics::Metrics;
@@ -91,6 +94,14 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// For a request's headers, and how long an idle HTTP/1 connection is kept.
 const HEADERS: Duration = Duration::from_secs(60);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How long a connection may go without a request, or with answers that the client does not take.
+const IDLE: Duration = Duration::from_secs(90);
+/// How long an idle connection has for its goodbye (and for the last piece of an answer) before it is cut.
+const GOODBYE: Duration = Duration::from_secs(60);
+/// How long the kernel keeps what the peer does not acknowledge, or has no room for.
+const STALLED: Duration = Duration::from_secs(60);
+/// A peer that says nothing is asked after this long whether it is still there.
+const PROBE: Duration = Duration::from_secs(30);
 const MOST_STREAMS: u32 = 250;
 
 // === impl Config ===
@@ -346,6 +357,7 @@ impl Acceptor {
         stream: TcpStream,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         stream.set_nodelay(true)?;
+        bound_silence(&stream)?;
         let stream = tokio::time::timeout(HANDSHAKE, self.tls.accept(stream)).await??;
         let (_, session) = stream.get_ref();
         let user = session
@@ -353,15 +365,20 @@ impl Acceptor {
             .and_then(|chain| chain.first())
             .and_then(|certificate| User::from_certificate(certificate));
         let api = Arc::clone(&self.api);
+        let activity = Arc::new(Activity::default());
+        let active = Arc::clone(&activity);
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             // Extensions come from us alone; a client cannot send any.
             if let Some(user) = &user {
                 request.extensions_mut().insert(user.clone());
             }
             let api = Arc::clone(&api);
+            let active = Arc::clone(&active);
             async move {
+                let working = active.begin();
                 let response = handlers::serve(api, request.map(Body::new)).await;
-                Ok::<_, std::convert::Infallible>(response)
+                drop(working);
+                Ok::<_, std::convert::Infallible>(activity::follow(response, active))
             }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -381,10 +398,27 @@ impl Acceptor {
             biased;
             result = connection.as_mut() => return result,
             () = self.api.stopping.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = activity.idle(IDLE) => connection.as_mut().graceful_shutdown(),
         }
         tokio::select! {
             result = connection => result,
             () = self.cut_off.cancelled() => Ok(()),
+            () = activity.idle(GOODBYE) => Err("nothing was asked for, or taken".into()),
         }
     }
+}
+
+/// A peer that is gone, or that does not read, ends as an error of the socket.
+fn bound_silence(stream: &TcpStream) -> nix::Result<()> {
+    use nix::sys::socket::{setsockopt, sockopt};
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    #[cfg(target_os = "linux")]
+    {
+        let probe = u32::try_from(PROBE.as_secs()).unwrap_or(u32::MAX);
+        let stalled = u32::try_from(STALLED.as_millis()).unwrap_or(u32::MAX);
+        setsockopt(stream, sockopt::TcpKeepIdle, &probe)?;
+        setsockopt(stream, sockopt::TcpKeepInterval, &probe)?;
+        setsockopt(stream, sockopt::TcpUserTimeout, &stalled)?;
+    }
+    Ok(())
 }

@@ -29,13 +29,14 @@ pub(super) async fn serve(
     if !subresource.verbs.contains(&verb) {
         return Err(Error::method_not_allowed());
     }
+    let object_itself = subresource.kind == call.kind.kind && subresource.group.is_empty();
+    let has_a_body = object_itself || matches!(name, "scale" | "binding" | "eviction");
     // GET of a stream has no body, and an upgrade's must not be touched.
-    let body = if *method == Method::GET {
+    let body = if *method == Method::GET || !has_a_body {
         bytes::Bytes::new()
     } else {
         read_body(body, call.headers).await?
     };
-    let object_itself = subresource.kind == call.kind.kind && subresource.group.is_empty();
     match name {
         "log" => log::log(call).await,
         "scale" => scale::scale(call, verb, &body).await,

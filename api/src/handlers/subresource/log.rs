@@ -1,5 +1,7 @@
 //! `log`: the node's own answer, streamed through. The API server keeps no logs.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use http_body_util::BodyExt as _;
 
@@ -22,6 +24,7 @@ const PASSED: [&str; 8] = [
 ];
 /// As much of a node's error as a client is shown.
 const MAX_ERROR: usize = 64 * 1024;
+const WAIT_FOR_ERROR: Duration = Duration::from_secs(10);
 
 pub(super) async fn log(call: &Call<'_>) -> Result<Reply, Error> {
     let registry = call.registry(Door::Main, "", false);
@@ -56,9 +59,10 @@ pub(super) async fn log(call: &Call<'_>) -> Result<Reply, Error> {
         return Ok(Reply::stream("text/plain", body));
     }
     let body = http_body_util::Limited::new(response.into_body(), MAX_ERROR);
-    let text = match body.collect().await {
-        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
-        Err(error) => error.to_string(),
+    let text = match tokio::time::timeout(WAIT_FOR_ERROR, body.collect()).await {
+        Ok(Ok(body)) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("the node answered {status} and did not say why in time"),
     };
     let reason = match status.as_u16() {
         400 => Reason::BadRequest,

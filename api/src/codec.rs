@@ -57,7 +57,7 @@ pub fn decode(
 ) -> Result<Decoded, Error> {
     let mut decoded = match essence(media_type) {
         "" | JSON => decode_text(Json(body), body, schema, ty, default),
-        YAML => decode_text(Yaml(body), body, schema, ty, default),
+        YAML => decode_text(Yaml::checked(body)?, body, schema, ty, default),
         PROTOBUF => decode_protobuf(body, schema, ty, default),
         _ => Err(unsupported(&[JSON, YAML, PROTOBUF])),
     }?;
@@ -77,7 +77,7 @@ pub fn decode_apply(
     if body.trim_ascii_start().starts_with(b"{") {
         decode_text(Json(body), body, schema, ty, default)
     } else {
-        decode_text(Yaml(body), body, schema, ty, default)
+        decode_text(Yaml::checked(body)?, body, schema, ty, default)
     }
 }
 
@@ -149,6 +149,36 @@ impl Source for Json<'_> {
     fn object(self, schema: &Schema, ty: TypeId) -> Result<(Value, conform::Findings), String> {
         let mut deserializer = serde_json::Deserializer::from_slice(self.0);
         conform::walk(schema, ty, &mut deserializer).map_err(|e| json::error_text(self.0, &e))
+    }
+}
+
+/// Most bytes that the aliases of a YAML body may stand for, at the worst.
+const MOST_ALIASED: usize = 32 << 20;
+/// Most brackets that may be open at once in a YAML body; its scanner looks at all of them for every token.
+const MOST_BRACKETS: usize = 1_000;
+
+impl<'a> Yaml<'a> {
+    /// Refuses bombs by a look at the bytes: `*x` many times over a large anchor, brackets without end. A text that only
+    /// looks like one is refused too, with what to do about it; no ordinary manifest comes near.
+    fn checked(body: &'a [u8]) -> Result<Self, Error> {
+        let (mut open, mut aliases, mut before) = (0_usize, 0_usize, b' ');
+        for pair in body.windows(2) {
+            match pair[0] {
+                b'{' | b'[' => open += 1,
+                b'}' | b']' => open = open.saturating_sub(1),
+                b'*' if b" \n\t[{,:-".contains(&before) && pair[1].is_ascii_alphanumeric() => {
+                    aliases += 1
+                }
+                _ => {}
+            }
+            before = pair[0];
+            if open > MOST_BRACKETS || aliases.saturating_mul(body.len()) > MOST_ALIASED {
+                return Err(Error::bad_request(
+                    "error converting YAML to JSON: yaml: too many aliases or open brackets; send JSON",
+                ));
+            }
+        }
+        Ok(Self(body))
     }
 }
 

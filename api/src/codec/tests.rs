@@ -362,3 +362,23 @@ fn settled(value: Value) -> Value {
         .expect("it fits its type")
         .value
 }
+
+#[test]
+fn yaml_bombs_are_refused_and_ordinary_texts_are_not() {
+    let bomb = format!(
+        "a: &x {}\nb: [{}]\n",
+        "y".repeat(100_000),
+        "*x, ".repeat(1_000)
+    );
+    let nested = "{a: ".repeat(2_000);
+    for body in [bomb, nested] {
+        let error = Yaml::checked(body.as_bytes()).err().expect("a bomb");
+        assert!(
+            error.message.contains("too many aliases"),
+            "{}",
+            error.message
+        );
+    }
+    let cron = "schedule: '*/5 * * * *'\ntext: |\n  a *bold* word, {{ .Values.x }}\n".repeat(500);
+    assert!(Yaml::checked(cron.as_bytes()).is_ok());
+}

@@ -1,7 +1,7 @@
 //! What ownership needs of a typed tree: which paths it has, how two differ, how to merge one into another, how to take
 //! paths out. Follows structured-merge-diff's walkers; knows no managers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
@@ -75,9 +75,10 @@ fn items<'v>(
     list: Option<&'v Value>,
 ) -> Vec<(Step, &'v Value)> {
     let mut found: Vec<(Step, &Value)> = Vec::new();
+    let mut seen = BTreeSet::new();
     for value in list.and_then(Value::as_array).into_iter().flatten() {
         let step = step_of(schema, shape, value);
-        if !found.iter().any(|(seen, _)| *seen == step) {
+        if seen.insert(step.clone()) {
             found.push((step, value));
         }
     }
@@ -266,10 +267,8 @@ fn compare_lists(
         );
         path.pop();
     }
-    for (step, after) in new
-        .iter()
-        .filter(|(step, _)| !old.iter().any(|(seen, _)| seen == *step))
-    {
+    let known: BTreeSet<&Step> = old.iter().map(|(step, _)| step).collect();
+    for (step, after) in new.iter().filter(|(step, _)| !known.contains(step)) {
         path.push(step.clone());
         compare(schema, place, None, Some(after), false, path, out);
         path.pop();
@@ -299,39 +298,37 @@ fn merge(schema: &Schema, place: Place, live: &Value, config: &Value) -> Value {
         }
         (Shape::Set | Shape::Keyed(..), Value::Array(live), Value::Array(_)) => {
             let config = items(schema, &shape, Some(config));
+            let places: BTreeMap<&Step, usize> = config
+                .iter()
+                .enumerate()
+                .map(|(at, (step, _))| (step, at))
+                .collect();
+            let steps: Vec<Step> = live
+                .iter()
+                .map(|old| step_of(schema, &shape, old))
+                .collect();
+            let there: BTreeSet<&Step> = steps.iter().collect();
+            let fresh = |range: &[(Step, &Value)]| -> Vec<Value> {
+                let new = range.iter().filter(|(step, _)| !there.contains(step));
+                new.map(|(_, new)| (*new).clone()).collect()
+            };
             let mut next = 0;
             let mut list = Vec::new();
-            for old in live {
-                let step = step_of(schema, &shape, old);
-                match config.iter().position(|(wanted, _)| *wanted == step) {
+            for (step, old) in steps.iter().zip(live) {
+                match places.get(step) {
                     None => list.push(old.clone()),
-                    Some(at) => {
-                        list.extend(
-                            config[next.min(at)..at]
-                                .iter()
-                                .filter(|(step, _)| !has_item(schema, &shape, live, step))
-                                .map(|(_, new)| (*new).clone()),
-                        );
+                    Some(&at) => {
+                        list.extend(fresh(&config[next.min(at)..at]));
                         next = next.max(at + 1);
                         list.push(merge(schema, item_place(&shape), old, config[at].1));
                     }
                 }
             }
-            list.extend(
-                config[next..]
-                    .iter()
-                    .filter(|(step, _)| !has_item(schema, &shape, live, step))
-                    .map(|(_, new)| (*new).clone()),
-            );
+            list.extend(fresh(&config[next..]));
             Value::Array(list)
         }
         _ => config.clone(),
     }
-}
-
-fn has_item(schema: &Schema, shape: &Shape<'_>, list: &[Value], step: &Step) -> bool {
-    list.iter()
-        .any(|value| step_of(schema, shape, value) == *step)
 }
 
 // === taking out ===

@@ -11,6 +11,7 @@ use crate::codec;
 use crate::kinds::metadata;
 use crate::kinds::strategy::Door;
 use crate::object::Object;
+use crate::patch;
 use crate::patch::apply::{Manager, own};
 use crate::status::{Cause, Error};
 use crate::store::{self, Expect, Operation, Stored};
@@ -72,6 +73,7 @@ impl Registry<'_> {
     async fn insert(&mut self, new: &Object, generated: bool) -> Result<Outcome, Error> {
         let name = new.name().to_owned();
         let exists = || Error::already_exists(&self.kind.group, &self.kind.plural, &name);
+        patch::check_depth(new.value())?;
         let mut causes = metadata::validate(self.kind, new);
         if !self.trusted {
             causes.extend(self.kind.strategy.validate(new, None, self.door));
@@ -174,6 +176,7 @@ impl Registry<'_> {
                 return self.outcome(stored, false).map(Some);
             }
         }
+        patch::check_depth(new.value())?;
         let mut causes = metadata::validate_update(&new, &old);
         if !self.trusted {
             causes.extend(self.kind.strategy.validate(&new, Some(&old), self.door));

@@ -1,7 +1,8 @@
 //! Starting one instance of a container: environment, mounts, component, instance, HTTP. Acts; keeps nothing itself.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,7 +91,7 @@ pub(super) async fn start(job: Job) -> Result<Started, Trouble> {
     if let Some(old) = job.instance.checked_sub(2) {
         logs::forget(&log_directory, &spec.name, old);
     }
-    let workload = workload(&job, spec, environment, &log)?;
+    let (workload, held) = workload(&job, spec, environment, &log)?;
     let running = job
         .context
         .runtime
@@ -99,6 +100,8 @@ pub(super) async fn start(job: Job) -> Result<Started, Trouble> {
             StartError::Mount { ref source, .. } => create_error(format!("{error}: {source}")),
             StartError::Full(_) | StartError::Engine(_) => run_error(error),
         })?;
+    // The runtime has opened the mounts by now.
+    drop(held);
     let running = Arc::new(running);
     let serving = match running.http() {
         Some(handler) => {
@@ -187,18 +190,20 @@ async fn component(job: &Job, spec: &Container) -> Result<Arc<Component>, Troubl
         })
 }
 
+/// What to run, and the directories its mounts name by their descriptors: hold those until the runtime has opened the mounts.
 fn workload(
     job: &Job,
     spec: &Container,
     environment: Vec<(String, String)>,
     log: &Arc<Log>,
-) -> Result<Workload, Trouble> {
+) -> Result<(Workload, Vec<OwnedFd>), Trouble> {
     let metadata = &job.pod.metadata;
     let part = |part: &Option<String>| part.clone().unwrap_or_default();
     let mounts = volumes::mounts(&job.pod, spec, &environment).map_err(config_error)?;
+    let mut held = Vec::new();
     let mounts = mounts
         .into_iter()
-        .map(|mounted| mount(mounted, &job.directories))
+        .map(|mounted| mount(mounted, &job.directories, &mut held))
         .collect::<Result<Vec<Mount>, Trouble>>()?;
     let (program, rest) = match job.image.entrypoint.split_first() {
         Some((program, rest)) => (program.as_str(), rest),
@@ -210,7 +215,7 @@ fn workload(
     {
         args.extend(rest.iter().cloned());
     }
-    Ok(Workload {
+    let workload = Workload {
         name: format!(
             "{}/{}/{}",
             part(&metadata.namespace),
@@ -228,27 +233,42 @@ fn workload(
         reuse: reuse(&job.pod)?,
         logs: Arc::new(Arc::clone(log)),
         network: Arc::clone(&job.network),
-    })
+    };
+    Ok((workload, held))
 }
 
-fn mount(mounted: volumes::Mounted, directories: &Directories) -> Result<Mount, Trouble> {
+/// A sub-path is opened here and named by its descriptor: guests write the volume, so what a path means there may change.
+fn mount(
+    mounted: volumes::Mounted,
+    directories: &Directories,
+    held: &mut Vec<OwnedFd>,
+) -> Result<Mount, Trouble> {
     let volume = directories
         .get(&mounted.volume)
         .ok_or_else(|| config_error(format!("volume \"{}\" is not there", mounted.volume)))?;
-    let host = volume.join(Path::new(&mounted.sub_path));
-    if !mounted.sub_path.is_empty() && !host.is_dir() {
-        if mounted.read_only {
-            let field = format!(
-                "volumeMounts[{}].subPath {:?}",
-                mounted.volume, mounted.sub_path
-            );
-            return Err(config_error(format!(
-                "{field}: guests see directories only, and this is not one"
-            )));
-        }
-        volumes::directory::create(&host)
-            .map_err(|error| create_error(format!("{}: {error}", host.display())))?;
-    }
+    let host = if mounted.sub_path.is_empty() {
+        volume.clone()
+    } else {
+        let field = format!(
+            "volumeMounts[{}].subPath {:?}",
+            mounted.volume, mounted.sub_path
+        );
+        let directory = volumes::directory::below(volume, &mounted.sub_path, !mounted.read_only)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::CrossesDevices => {
+                    config_error(format!("{field}: it leaves the volume"))
+                }
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory if mounted.read_only => {
+                    config_error(format!(
+                        "{field}: guests see directories only, and this is not one"
+                    ))
+                }
+                _ => create_error(format!("{field}: {error}")),
+            })?;
+        let host = volumes::directory::by_descriptor(&directory);
+        held.push(directory);
+        host
+    };
     Ok(Mount {
         host,
         guest: mounted.guest,

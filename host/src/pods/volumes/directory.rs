@@ -4,8 +4,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{Mode, mkdirat};
 
 use super::{Contents, Error, File};
 
@@ -52,6 +56,43 @@ pub(crate) fn create(path: &Path) -> io::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(path)
+}
+
+/// Opens the directory at `sub_path` of a volume guests may write, makes it if `make` says so, and never leaves the volume:
+/// links are followed below it only (`CrossesDevices` otherwise), and what is opened stays what it is.
+pub(crate) fn below(volume: &Path, sub_path: &str, make: bool) -> io::Result<OwnedFd> {
+    let root = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_DIRECTORY | OFlag::O_PATH).bits())
+        .open(volume)?;
+    let open = |path: &Path| {
+        let how = OpenHow::new()
+            .flags(OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        openat2(&root, path, how)
+    };
+    let mut directory = open(Path::new("."))?;
+    let mut path = PathBuf::new();
+    for part in Path::new(sub_path) {
+        path.push(part);
+        directory = match open(&path) {
+            Err(nix::Error::ENOENT) if make => {
+                match mkdirat(&directory, part, Mode::S_IRWXU) {
+                    // A guest was faster, or it is a link to nothing: opening tells.
+                    Ok(()) | Err(nix::Error::EEXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                open(&path)?
+            }
+            opened => opened?,
+        };
+    }
+    Ok(directory)
+}
+
+/// A path of an open directory, for as long as it is held.
+pub(crate) fn by_descriptor(directory: &impl AsRawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()))
 }
 
 fn write_files(directory: &Path, files: &BTreeMap<String, File>) -> io::Result<()> {

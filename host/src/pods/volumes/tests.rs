@@ -159,3 +159,42 @@ fn mounts_are_read_only_where_the_node_writes() {
     assert!(mounts[0].read_only && !mounts[1].read_only);
     assert_eq!(mounts[1].sub_path, "web-0");
 }
+
+#[test]
+fn a_sub_path_never_leaves_the_volume() {
+    let around = tempfile::tempdir().expect("a temporary directory");
+    let volume = around.path().join("volume");
+    let outside = around.path().join("outside");
+    std::fs::create_dir_all(volume.join("inside")).expect("made");
+    std::fs::create_dir(&outside).expect("made");
+    let link = |to: &str, name: &str| {
+        std::os::unix::fs::symlink(to, volume.join(name)).expect("linked");
+    };
+    link("../outside", "relative");
+    link(&outside.to_string_lossy(), "absolute");
+    link("inside", "within");
+    link("../outside/new", "dangling");
+    for path in [
+        "relative",
+        "relative/new",
+        "absolute",
+        "dangling",
+        "dangling/new",
+    ] {
+        let error = directory::below(&volume, path, true).expect_err(path);
+        assert_eq!(error.kind(), std::io::ErrorKind::CrossesDevices, "{path}");
+    }
+    assert_eq!(
+        std::fs::read_dir(&outside).expect("read").count(),
+        0,
+        "nothing was made outside"
+    );
+    let made = directory::below(&volume, "within/deep/er", true).expect("made");
+    // The descriptor stays what it is when a guest puts something else at the path.
+    std::fs::rename(volume.join("inside/deep"), volume.join("inside/old")).expect("renamed");
+    link("../../outside", "inside/deep");
+    std::fs::write(directory::by_descriptor(&made).join("file"), b"x").expect("written");
+    assert!(volume.join("inside/old/er/file").exists());
+    let missing = directory::below(&volume, "missing", false).expect_err("missing");
+    assert_eq!(missing.kind(), std::io::ErrorKind::NotFound);
+}

@@ -7,11 +7,15 @@
 //! ```
 
 use std::collections::HashMap;
+use std::fs::Metadata;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use nix::fcntl::OFlag;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -35,6 +39,8 @@ use store::{Record, Store};
 const PULLS: usize = 4;
 /// Bytes of pulled images kept when nobody uses them.
 const KEPT: u64 = 4 * 1024 * 1024 * 1024;
+/// No image may be larger, wherever it comes from.
+const LARGEST: u64 = 512 * 1024 * 1024;
 /// Every Wasm binary begins so; so does a component.
 const MAGIC: &[u8] = b"\0asm";
 
@@ -275,8 +281,8 @@ impl Images {
         };
         let expected = image.digest.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let bytes =
-                std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let (bytes, _) =
+                read_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
             let found = store::digest(&bytes);
             if found == expected {
                 Ok(Bytes::from(bytes))
@@ -387,14 +393,14 @@ impl Shared {
         let path = find_file(path, name)?;
         let text = |error: std::io::Error| format!("{}: {error}", path.display());
         let metadata = std::fs::metadata(&path).map_err(text)?;
-        let stamp = (metadata.modified().ok(), metadata.len());
+        let stamp = stamp(&metadata);
         let known = || self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((seen, image)) = known().get(&path)
             && *seen == stamp
         {
             return Ok(Arc::clone(image));
         }
-        let bytes = std::fs::read(&path).map_err(text)?;
+        let (bytes, stamp) = read_file(&path).map_err(text)?;
         if !bytes.starts_with(MAGIC) {
             return Err(format!("{} is not a WebAssembly binary", path.display()));
         }
@@ -425,6 +431,31 @@ impl Bundled {
         });
         Arc::clone(made)
     }
+}
+
+fn stamp(metadata: &Metadata) -> Stamp {
+    (metadata.modified().ok(), metadata.len())
+}
+
+/// Pods name files of the node: devices, pipes and what has no end are refused before a byte is read.
+fn read_file(path: &Path) -> io::Result<(Vec<u8>, Stamp)> {
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    if metadata.len() <= LARGEST {
+        // Files of /proc have no length; those of a running writer have none yet.
+        file.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    }
+    if metadata.len().max(bytes.len() as u64) > LARGEST {
+        return Err(io::Error::other("larger than 512 MiB"));
+    }
+    Ok((bytes, stamp(&metadata)))
 }
 
 /// `path` itself when it is a file; else `path/<name>.wasm`, by the whole name or its last part.

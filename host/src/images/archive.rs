@@ -4,21 +4,40 @@ use std::io::{self, Read};
 
 /// No .wasm file of an image may be larger.
 const LARGEST: u64 = 512 * 1024 * 1024;
+/// A layer may hold other files too, but not without end: a few bytes decompress to many.
+const LARGEST_LAYER: u64 = 2 * 1024 * 1024 * 1024;
+/// Long names.
+const LARGEST_HEADER: u64 = 1024 * 1024;
 const BLOCK: usize = 512;
 
-/// The files of a layer for which `wanted` says yes: name without leading `./` and `/`, and bytes.
+/// The first `most` files of a layer for which `wanted` says yes: name without leading `./` and `/`, and bytes.
+/// Blocks: a layer may take seconds to decompress.
 pub(crate) fn files(
     layer: &[u8],
+    most: usize,
     wanted: impl Fn(&str) -> bool,
 ) -> io::Result<Vec<(String, Vec<u8>)>> {
     if layer.starts_with(&[0x1f, 0x8b]) {
-        read(flate2::read::GzDecoder::new(layer), wanted)
+        let mut tar = flate2::read::GzDecoder::new(layer).take(LARGEST_LAYER);
+        let found = read(&mut tar, most, wanted)?;
+        if found.len() < most && tar.limit() == 0 {
+            return Err(invalid("the layer is larger than 2 GiB".to_owned()));
+        }
+        Ok(found)
     } else {
-        read(layer, wanted)
+        read(layer, most, wanted)
     }
 }
 
-fn read(mut tar: impl Read, wanted: impl Fn(&str) -> bool) -> io::Result<Vec<(String, Vec<u8>)>> {
+fn invalid(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+fn read(
+    mut tar: impl Read,
+    most: usize,
+    wanted: impl Fn(&str) -> bool,
+) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
     let mut long_name: Option<String> = None;
     let mut header = [0; BLOCK];
@@ -44,11 +63,12 @@ fn read(mut tar: impl Read, wanted: impl Fn(&str) -> bool) -> io::Result<Vec<(St
             .to_owned();
         let regular = matches!(kind, b'0' | 0);
         if special || (regular && wanted(&name)) {
-            if size > LARGEST {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("{name} is larger than 512 MiB"),
-                ));
+            let largest = if special { LARGEST_HEADER } else { LARGEST };
+            if size > largest {
+                return Err(invalid(format!(
+                    "{name} is larger than {} MiB",
+                    largest >> 20
+                )));
             }
             let mut bytes = Vec::new();
             tar.by_ref().take(padded).read_to_end(&mut bytes)?;
@@ -60,6 +80,9 @@ fn read(mut tar: impl Read, wanted: impl Fn(&str) -> bool) -> io::Result<Vec<(St
                 b'L' => long_name = Some(text(&bytes)),
                 b'x' => long_name = pax_path(&bytes),
                 _ => found.push((name, bytes)),
+            }
+            if found.len() >= most {
+                return Ok(found);
             }
         } else {
             let skipped = io::copy(&mut tar.by_ref().take(padded), &mut io::sink())?;
@@ -146,11 +169,11 @@ pub(crate) mod tests {
         ]);
         let wasm = |name: &str| name.ends_with(".wasm");
         let expected = vec![("app.wasm".to_owned(), b"\0asm1234".to_vec())];
-        assert_eq!(files(&plain, wasm).expect("read"), expected);
+        assert_eq!(files(&plain, 2, wasm).expect("read"), expected);
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&plain).expect("compressed");
         assert_eq!(
-            files(&gzip.finish().expect("compressed"), wasm).expect("read"),
+            files(&gzip.finish().expect("compressed"), 2, wasm).expect("read"),
             expected
         );
     }
@@ -158,7 +181,19 @@ pub(crate) mod tests {
     #[test]
     fn a_cut_off_layer_is_an_error_and_not_a_short_file() {
         let plain = tar(&[("app.wasm", &[7; 2000])]);
-        assert!(files(&plain[..1024], |_| true).is_err());
-        assert!(files(&[0xff; 700], |_| true).is_err());
+        assert!(files(&plain[..1024], 1, |_| true).is_err());
+        assert!(files(&[0xff; 700], 1, |_| true).is_err());
+    }
+
+    #[test]
+    fn no_more_is_read_than_was_asked_for_and_no_endless_name() {
+        let many = tar(&[("a", b"1"), ("b", b"2"), ("c", b"3")]);
+        let found = files(&many[..4 * BLOCK], 2, |_| true).expect("read");
+        assert_eq!(found.len(), 2);
+        let mut long = tar(&[("a", b"1")]);
+        long[124..136].copy_from_slice(format!("{:011o}\0", 2 << 20).as_bytes());
+        long[156] = b'x';
+        let error = files(&long, 1, |_| true).expect_err("refused");
+        assert!(error.to_string().contains("1 MiB"), "{error}");
     }
 }

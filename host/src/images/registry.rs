@@ -1,5 +1,8 @@
 //! Images from OCI registries: asks for the manifest, tells what kind of artifact it is, fetches its Wasm bytes. Keeps nothing.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use oci_client::Reference as OciReference;
@@ -8,6 +11,7 @@ use oci_client::errors::OciDistributionError;
 use oci_client::manifest::{OciDescriptor, OciImageManifest, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
+use tokio::io::AsyncWrite;
 
 use super::archive;
 use super::reference::Reference;
@@ -15,6 +19,8 @@ use super::reference::Reference;
 /// A manifest with everything else may not be larger; layers of Wasm images are.
 const LARGEST_CONFIG: i64 = 4 * 1024 * 1024;
 const LARGEST_LAYER: i64 = 512 * 1024 * 1024;
+/// Memory for a layer before its bytes come.
+const RESERVED: usize = 16 * 1024 * 1024;
 const CONNECT: Duration = Duration::from_secs(10);
 const READ: Duration = Duration::from_secs(60);
 /// From the first question to the last byte.
@@ -43,7 +49,7 @@ pub(crate) enum Error {
     NotWasm { config: String, layers: String },
     #[error("it has several Wasm files and its entrypoint names none: {0}")]
     Ambiguous(String),
-    #[error("layer {0} is larger than this node takes")]
+    #[error("layer {0} is larger than its manifest says or than this node takes")]
     TooLarge(String),
     #[error("layer {layer} cannot be read: {source}")]
     Layer {
@@ -211,15 +217,21 @@ impl Registry {
         // Later layers win.
         for layer in manifest.layers.iter().rev() {
             let bytes = blob(client, oci, layer, LARGEST_LAYER).await?;
-            let files = archive::files(&bytes, |name| match &wanted {
-                Some(wanted) => name == wanted,
-                None => name.ends_with(".wasm"),
+            let name = wanted.clone();
+            // One that matches is all there is to a name; two without one are one too many.
+            let enough = if wanted.is_some() { 1 } else { 2 };
+            let files = tokio::task::spawn_blocking(move || {
+                archive::files(&bytes, enough, |file| match &name {
+                    Some(name) => file == name,
+                    None => file.ends_with(".wasm"),
+                })
             });
+            let files = files.await.unwrap_or_else(|error| Err(error.into()));
             found.extend(files.map_err(|source| Error::Layer {
                 layer: layer.digest.clone(),
                 source,
             })?);
-            if wanted.is_some() && !found.is_empty() {
+            if found.len() >= enough {
                 break;
             }
         }
@@ -234,6 +246,18 @@ impl Registry {
                 Err(Error::Ambiguous(names.join(", ")))
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(super) async fn layer(
+        &self,
+        reference: &Reference,
+        layer: &OciDescriptor,
+    ) -> Result<Vec<u8>, Error> {
+        let client = self.client(reference);
+        let (oci, auth) = (oci(reference), RegistryAuth::Anonymous);
+        client.pull_manifest(&oci, &auth).await.map_err(explain)?;
+        blob(client, &oci, layer, LARGEST_LAYER).await
     }
 
     fn client(&self, reference: &Reference) -> &Client {
@@ -251,15 +275,52 @@ async fn blob(
     layer: &OciDescriptor,
     largest: i64,
 ) -> Result<Vec<u8>, Error> {
+    let too_large = || Error::TooLarge(layer.digest.clone());
     if layer.size > largest {
-        return Err(Error::TooLarge(layer.digest.clone()));
+        return Err(too_large());
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(layer.size).unwrap_or(0));
-    client
-        .pull_blob(oci, layer, &mut bytes)
-        .await
-        .map_err(explain)?;
-    Ok(bytes)
+    let most = usize::try_from(layer.size).unwrap_or(0);
+    let mut taken = Bounded {
+        bytes: Vec::with_capacity(most.min(RESERVED)),
+        most,
+        exceeded: false,
+    };
+    let pulled = client.pull_blob(oci, layer, &mut taken).await;
+    if taken.exceeded {
+        return Err(too_large());
+    }
+    pulled.map_err(explain)?;
+    Ok(taken.bytes)
+}
+
+/// Takes what the manifest promised: what comes may be longer.
+struct Bounded {
+    bytes: Vec<u8>,
+    most: usize,
+    exceeded: bool,
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        more: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if more.len() > self.most - self.bytes.len() {
+            self.exceeded = true;
+            return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
+        }
+        self.bytes.extend_from_slice(more);
+        Poll::Ready(Ok(more.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// The CNCF layout's layer, and what runwasi and older tools write.

@@ -300,3 +300,51 @@ async fn pulls_of_one_name_at_once_ask_the_registry_once() {
         "an unchanged image is not fetched again: {asked:?}"
     );
 }
+
+#[tokio::test]
+async fn a_file_that_is_no_regular_file_or_too_large_is_not_read() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let images = open(directory.path(), &[], &[]);
+    let pipe = directory.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("made");
+    let huge = directory.path().join("huge.wasm");
+    let file = std::fs::File::create(&huge).expect("made");
+    file.set_len(LARGEST + 1).expect("sparse");
+    let cases = [
+        (Path::new("/dev/zero"), "not a regular file"),
+        (&pipe, "not a regular file"),
+        (&huge, "larger than 512 MiB"),
+    ];
+    for (path, why) in cases {
+        let image = format!("file://{}", path.display());
+        let refused = ensure(&images, &image, Policy::Always);
+        let refused = tokio::time::timeout(Duration::from_secs(10), refused).await;
+        let error = refused.expect("no waiting").expect_err("refused");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_layer_longer_than_its_manifest_says_is_cut_off() {
+    install_tls();
+    let wasm = [WASM, &[0; 5000]].concat();
+    let manifest = serde_json::json!({"schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.wasm.config.v0+json", "digest": store::digest(b"{}"), "size": 2},
+        "layers": [{"mediaType": "application/wasm", "digest": store::digest(&wasm), "size": 100}]});
+    let (address, shelf) = registry(vec![Artifact {
+        name: "liar",
+        config: ("application/vnd.wasm.config.v0+json", b"{}".to_vec()),
+        layers: vec![("application/wasm", wasm)],
+    }])
+    .await;
+    drop(shelf);
+    let reference = Reference::parse(&format!("{address}/liar:1")).expect("a reference");
+    let layers: oci_client::manifest::OciImageManifest =
+        serde_json::from_value(manifest).expect("a manifest");
+    let error = Registry::new()
+        .layer(&reference, &layers.layers[0])
+        .await
+        .expect_err("refused");
+    assert!(matches!(error, registry::Error::TooLarge(_)), "{error}");
+}

@@ -183,23 +183,77 @@ fn count_files(directory: &Path) -> usize {
 
 /// Bytes of all files below; links are not followed. What cannot be read counts nothing.
 pub(crate) fn size(directory: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => size(&entry.path()),
-            Ok(metadata) if metadata.is_file() => metadata.len(),
-            _ => 0,
-        })
-        .sum()
+    let mut total: u64 = 0;
+    // Not by recursion: guests decide how deep it goes.
+    let mut open = vec![directory.to_owned()];
+    while let Some(directory) = open.pop() {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        for entry in entries {
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => open.push(entry.path()),
+                Ok(metadata) if metadata.is_file() => total = total.saturating_add(metadata.len()),
+                _ => {}
+            }
+        }
+    }
+    total
 }
 
-/// Removes a pod's directory; nothing there is fine.
+/// Removes a pod's directory; nothing there is fine. Guests make directories as deep as they like, so this does not
+/// descend: what lies in a subdirectory is moved up to the top first.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let root = match open_directory(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let top = by_descriptor(&root);
+    // Names change while they are listed: until a listing is empty.
+    loop {
+        let mut removed = None;
+        for entry in fs::read_dir(&top)? {
+            let entry = entry?;
+            let path = entry.path();
+            let done = if entry.file_type()?.is_dir() {
+                remove_directory(&top, &path)?
+            } else {
+                fs::remove_file(&path)?;
+                true
+            };
+            removed = Some(removed.unwrap_or(false) || done);
+        }
+        match removed {
+            Some(true) => {}
+            Some(false) => return Err(io::ErrorKind::DirectoryNotEmpty.into()),
+            None => break,
+        }
     }
+    fs::remove_dir(path)
+}
+
+/// Removes `path`; its subdirectories are at `top` afterwards. Says whether anything changed.
+fn remove_directory(top: &Path, path: &Path) -> io::Result<bool> {
+    let mut changed = false;
+    let directory = open_directory(path)?;
+    for entry in fs::read_dir(by_descriptor(&directory))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            let name = format!("removed-{}", uuid::Uuid::new_v4());
+            fs::rename(entry.path(), top.join(name))?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+        changed = true;
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(changed),
+        result => result.map(|()| true),
+    }
+}
+
+/// The directory itself, not what a link points to.
+fn open_directory(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
+        .open(path)
 }

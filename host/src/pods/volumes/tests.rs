@@ -198,3 +198,29 @@ fn a_sub_path_never_leaves_the_volume() {
     let missing = directory::below(&volume, "missing", false).expect_err("missing");
     assert_eq!(missing.kind(), std::io::ErrorKind::NotFound);
 }
+
+#[test]
+fn directories_of_any_depth_are_removed_and_what_links_point_to_is_not() {
+    use nix::fcntl::{OFlag, openat};
+    use nix::sys::stat::{Mode, mkdirat};
+    let around = tempfile::tempdir().expect("a temporary directory");
+    let pod = around.path().join("pod");
+    let kept = around.path().join("kept");
+    std::fs::create_dir_all(pod.join("wide/a/b")).expect("made");
+    std::fs::write(pod.join("wide/a/file"), b"x").expect("written");
+    std::fs::create_dir(&kept).expect("made");
+    std::fs::write(kept.join("file"), b"x").expect("written");
+    std::os::unix::fs::symlink(&kept, pod.join("wide/link")).expect("linked");
+    // Deeper than a path can say.
+    let mut deep = std::os::fd::OwnedFd::from(std::fs::File::open(&pod).expect("opened"));
+    for _ in 0..5000 {
+        mkdirat(&deep, "d", Mode::S_IRWXU).expect("made");
+        deep = openat(&deep, "d", OFlag::O_DIRECTORY, Mode::empty()).expect("opened");
+    }
+    drop(deep);
+    assert_eq!(directory::size(&pod), 1);
+    directory::remove(&pod).expect("removed");
+    assert!(!pod.exists());
+    assert!(kept.join("file").exists());
+    directory::remove(&pod).expect("nothing is fine");
+}

@@ -22,6 +22,8 @@ use crate::write;
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 const LONGEST_REST: Duration = Duration::from_secs(1);
+/// A pass too early does no harm; a clock cannot hold every number of seconds an object may name.
+const LONGEST_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Keys that wait for work.
 pub struct Queue<K> {
@@ -136,7 +138,8 @@ impl<K: Clone + Eq + Hash + Display> Queue<K> {
     }
 
     pub fn add_after(&self, key: K, delay: Duration) {
-        self.lock().delay(key, Instant::now() + delay);
+        let at = Instant::now() + delay.min(LONGEST_DELAY);
+        self.lock().delay(key, at);
         self.wake.notify_one();
     }
 
@@ -180,7 +183,7 @@ impl<K: Clone + Eq + Hash + Display> Queue<K> {
             Ok(outcome) => {
                 state.failures.remove(&key);
                 if let Outcome::Again(delay) = outcome {
-                    state.delay(key.clone(), now + delay);
+                    state.delay(key.clone(), now + delay.min(LONGEST_DELAY));
                 }
             }
             Err(error) => {
@@ -271,6 +274,15 @@ mod tests {
         assert_eq!(queue.next().await, "b");
         queue.add("a");
         queue.finish("a", Ok(Outcome::Done));
+        assert_eq!(queue.next().await, "a");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_delay_is_taken() {
+        let queue = Queue::new("test", Duration::ZERO);
+        queue.add_after("a", Duration::MAX);
+        assert_eq!(queue.next().await, "a");
+        queue.finish("a", Ok(Outcome::Again(Duration::MAX)));
         assert_eq!(queue.next().await, "a");
     }
 

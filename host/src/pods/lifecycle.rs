@@ -28,7 +28,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use rules::{ContainerRules, Role, Rules};
+pub(crate) use rules::{ContainerRules, Role, Rules, grace};
 
 /// A pod on this node.
 #[derive(Clone, Debug)]

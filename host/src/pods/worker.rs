@@ -437,8 +437,7 @@ impl Worker {
             Some(Verdict::Failed(kind)) => {
                 let grace = container(&self.pod, index)
                     .and_then(|spec| kind.of(spec)?.termination_grace_period_seconds)
-                    .and_then(|seconds| u64::try_from(seconds).ok())
-                    .map_or(self.state().rules.grace, Duration::from_secs);
+                    .map_or(self.state().rules.grace, lifecycle::grace);
                 let why = if kind == Kind::Startup {
                     Why::Startup
                 } else {

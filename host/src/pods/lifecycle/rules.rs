@@ -29,6 +29,9 @@ pub(crate) enum Role {
     Main,
 }
 
+/// A year.
+const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum RestartPolicy {
     Always,
@@ -57,11 +60,10 @@ impl Rules {
             .collect();
         Rules {
             containers,
-            grace: seconds(
+            grace: grace(
                 spec.and_then(|spec| spec.termination_grace_period_seconds)
-                    .or(Some(30)),
-            )
-            .unwrap_or_default(),
+                    .unwrap_or(30),
+            ),
             active_deadline: seconds(spec.and_then(|spec| spec.active_deadline_seconds)),
         }
     }
@@ -116,6 +118,23 @@ impl RestartPolicy {
     }
 }
 
+/// A grace period of so many seconds. The API takes any number; a clock does not.
+pub(crate) fn grace(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).min(LONGEST_GRACE)
+}
+
 fn seconds(value: Option<i64>) -> Option<Duration> {
     value.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grace_period_can_be_added_to_a_clock() {
+        assert_eq!(grace(i64::MIN), Duration::ZERO);
+        assert_eq!(grace(7), Duration::from_secs(7));
+        assert_eq!(grace(i64::MAX), LONGEST_GRACE);
+    }
 }

@@ -8,21 +8,17 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::Worker;
 use crate::pods::context::now;
-use crate::pods::lifecycle::Event;
+use crate::pods::lifecycle::{self, Event};
 use crate::pods::publish;
 use crate::pods::start::container;
 
 /// How long the pod still has, when it is being deleted.
 pub(super) fn deletion_grace(pod: &Pod, now: Timestamp) -> Option<Duration> {
     let deadline = pod.metadata.deletion_timestamp.as_ref()?.0;
-    let whole = pod
-        .metadata
-        .deletion_grace_period_seconds
-        .and_then(|seconds| u64::try_from(seconds).ok());
-    let whole = Duration::from_secs(whole.unwrap_or(0));
+    let whole = lifecycle::grace(pod.metadata.deletion_grace_period_seconds.unwrap_or(0));
     let left = Duration::try_from(deadline.duration_since(now)).unwrap_or_default();
     // The timestamp is cut to whole seconds: what is left may be a second short of what was promised.
-    Some(whole.min(left + Duration::from_secs(1)))
+    Some(whole.min(left.saturating_add(Duration::from_secs(1))))
 }
 
 impl Worker {

@@ -28,7 +28,9 @@ pub(super) fn due(
             Stay::Until(second) => next = Some(next.map_or(second, |n| n.min(second))),
         }
     }
-    let next = next.map(|s| Duration::from_secs(u64::try_from(s - now.as_second()).unwrap_or(1)));
+    let next = next.map(|s| {
+        Duration::from_secs(u64::try_from(s.saturating_sub(now.as_second())).unwrap_or(1))
+    });
     (evicted, next)
 }
 
@@ -50,7 +52,7 @@ fn deadline(taints: &[&Taint], pod: &Pod, now: Timestamp) -> Stay {
                     .time_added
                     .as_ref()
                     .map_or(now.as_second(), |t| t.0.as_second());
-                let end = since + seconds.max(0);
+                let end = since.saturating_add(seconds.max(0));
                 until = Some(until.map_or(end, |u| u.min(end)));
             }
         }
@@ -89,5 +91,18 @@ mod tests {
         assert_eq!(next, Some(Duration::from_secs(250)));
         let (evicted, next) = due(&[taint], &pods, at(400));
         assert_eq!((evicted.len(), next), (2, None));
+    }
+
+    #[test]
+    fn the_longest_patience_is_no_overflow() {
+        let taint: Taint =
+            serde_json::from_value(serde_json::json!({"key": "a", "effect": "NoExecute", "timeAdded": "1970-01-01T00:01:40Z"}))
+                .expect("a taint");
+        let patient =
+            pod(serde_json::json!([{"operator": "Exists", "tolerationSeconds": i64::MAX}]));
+        let now = Timestamp::from_second(150).expect("a time");
+        let (evicted, next) = due(&[taint], &[patient], now);
+        assert!(evicted.is_empty());
+        assert!(next.is_some());
     }
 }

@@ -3,6 +3,7 @@
 mod data_dir;
 mod up;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -71,6 +72,7 @@ fn start_logging(filter: &str) -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("--log {filter:?} is no filter: {error}"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     Ok(())

@@ -85,22 +85,35 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
 
     let cluster = tokio::select! {
         biased;
-        _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(130)),
+        () = interrupted() => return Ok(ExitCode::from(130)),
         cluster = Cluster::start(&args, &data_dir, mirrors, &progress) => cluster?,
     };
     let code = tokio::select! {
         biased;
-        _ = tokio::signal::ctrl_c() => ExitCode::SUCCESS,
+        () = interrupted() => ExitCode::SUCCESS,
         code = watch::serve(&cluster, &args, &manifests, &progress) => code?,
     };
     progress.say("stopping; Ctrl-C again stops at once");
     tokio::select! {
         biased;
-        _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(130)),
+        () = interrupted() => return Ok(ExitCode::from(130)),
         () = cluster.stop() => {}
     }
     progress.say("stopped");
     Ok(code)
+}
+
+/// Ctrl-C, or the SIGTERM of a service manager: both mean "drain and stop".
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        let _ = tokio::signal::ctrl_c().await;
+        return;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
 }
 
 /// The running parts, in the order they were started.
@@ -124,7 +137,9 @@ impl Cluster {
     ) -> Result<Self> {
         let api = api::start(args.api.clone().into_config(data_dir.to_owned())).await?;
         progress.say(&format!("Kubernetes API at {}", api.url()));
-        let kubeconfig = api.kubeconfig().to_owned();
+        // Absolute: the line is pasted into shells that stand elsewhere.
+        let kubeconfig =
+            std::path::absolute(api.kubeconfig()).unwrap_or_else(|_| api.kubeconfig().to_owned());
         let client = client(&api, User::admin());
 
         let scheduler = scheduler::start(scheduler::Config {

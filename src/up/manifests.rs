@@ -35,7 +35,10 @@ pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<Manifest>> {
         } else if path.is_dir() {
             let files = files(path)?;
             if files.is_empty() {
-                bail!("{} holds no .yaml, .yml or .json file", path.display());
+                bail!(
+                    "{} holds no .yaml, .yml or .json file (directories below it are not searched)",
+                    path.display()
+                );
             }
             for file in files {
                 read_file(&file, &mut manifests)?;

@@ -86,7 +86,7 @@ fn deployment(object: &Value) -> Verdict {
         Verdict::Waiting(format!("{updated}/{wanted} updated"))
     } else if total > updated {
         Verdict::Waiting(format!("{} old pods are still there", total - updated))
-    } else if available < wanted {
+    } else if available < wanted || total > wanted {
         Verdict::Waiting(format!("{available}/{wanted} ready"))
     } else {
         Verdict::Ready(format!("{available}/{wanted} ready"))

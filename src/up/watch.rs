@@ -97,7 +97,12 @@ async fn apply(
             }
         }
     }
-    progress.say(&format!("applied {} objects", watched.len()));
+    let objects = if watched.len() == 1 {
+        "object"
+    } else {
+        "objects"
+    };
+    progress.say(&format!("applied {} {objects}", watched.len()));
     Ok((watched, refused))
 }
 

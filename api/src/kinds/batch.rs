@@ -28,6 +28,7 @@ pub static JOB: Rules = Rules {
         }
     },
     status: "{}",
+    allocates: true,
     allocate: |new, old, _| {
         if old.is_none() {
             generate_selector(new);

@@ -158,6 +158,7 @@ pub static STATEFUL_SET: Rules = Rules {
             return;
         }
         validate_pods(new, "statefulset", causes);
+        forgive_claimed_volumes(new, causes);
         if let Some(old) = old {
             validate_stateful_set_update(new, old, causes);
         }
@@ -353,6 +354,18 @@ fn validate_deployment_strategy(new: &Object, causes: &mut Vec<Cause>) {
     }
 }
 
+/// A volume that a `volumeClaimTemplates` entry makes is not among the template's own volumes.
+fn forgive_claimed_volumes(new: &Object, causes: &mut Vec<Cause>) {
+    let claims = new.list_at(&["spec", "volumeClaimTemplates"]);
+    let claimed: Vec<String> = claims
+        .iter()
+        .map(|claim| Cause::not_found("", &claim["metadata"]["name"]).message)
+        .collect();
+    causes.retain(|cause| {
+        !(cause.field.contains(".volumeMounts[") && claimed.contains(&cause.message))
+    });
+}
+
 fn validate_stateful_set_update(new: &Object, old: &Object, causes: &mut Vec<Cause>) {
     const FREE: [&str; 7] = [
         "replicas",
@@ -475,6 +488,25 @@ mod tests {
             "deployments",
             "{metadata: {name: d}, spec: {template: {spec: {containers: [{name: c, image: x}]}}}}",
             &["spec.selector: Required value"],
+        );
+    }
+
+    #[test]
+    fn a_claimed_volume_may_be_mounted() {
+        let text = "
+spec:
+  serviceName: db
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec: {containers: [{name: a, image: b, volumeMounts: [{name: data, mountPath: /d}, {name: lost, mountPath: /l}]}]}
+  volumeClaimTemplates:
+  - {metadata: {name: data}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}
+";
+        check(
+            "statefulsets",
+            text,
+            &["spec.template.spec.containers[0].volumeMounts[1].name: Not found: \"lost\""],
         );
     }
 

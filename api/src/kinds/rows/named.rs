@@ -258,7 +258,7 @@ pub(super) fn policy() -> Vec<Kind> {
         .columns(&columns::workload::POD_DISRUPTION_BUDGET)
         .short(&["pdb"])
         .subresources(const { &[sub("status", "", "", "PodDisruptionBudget", READ_WRITE)] })
-        .unattended("PodDisruptionBudget is stored, but evictions do not ask it yet"),
+        .unattended("PodDisruptionBudget is stored and evictions obey its status, but no controller keeps that status yet"),
     ]
 }
 

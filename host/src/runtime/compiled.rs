@@ -41,7 +41,7 @@ impl Cache {
     /// Removes what was not used for the longest time until at most `kept` bytes are left, but never `fresh`. Code that
     /// runs stays mapped.
     fn trim(&self, kept: u64, fresh: Option<&Path>) {
-        let now = SystemTime::now();
+        let now = now();
         let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -90,8 +90,7 @@ impl Cache {
             match map(&lane.engine, &path) {
                 Ok(component) => {
                     // Only the time, for `trim`; without it the file just goes earlier.
-                    let _ =
-                        fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+                    let _ = fs::File::open(&path).and_then(|file| file.set_modified(now()));
                     return Ok(component);
                 }
                 Err(error) => {
@@ -144,6 +143,14 @@ impl Cache {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "compared with the times of files"
+)]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
 /// Maps machine code straight from the file: no copy, pages shared by all pods and given back under memory pressure.
 #[expect(
     unsafe_code,
@@ -164,7 +171,7 @@ mod tests {
     fn what_was_not_used_for_long_goes_first() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let cache = Cache::open(dir.path().to_owned()).expect("opens");
-        let now = SystemTime::now();
+        let now = now();
         let put = |name: &str, hours: u64| {
             let file = fs::File::create(dir.path().join(name)).expect("made");
             file.set_len(100).expect("sized");

@@ -8,12 +8,9 @@ pub(crate) fn address(greeting: &str, service: &str) -> String {
         .lines()
         .find(|line| line.contains(service) && line.contains("http://"));
     let line = line.unwrap_or_else(|| panic!("no address for {service} in:\n{greeting}"));
-    line.split("http://")
-        .nth(1)
-        .unwrap_or_default()
-        .trim_end_matches('/')
-        .trim()
-        .to_owned()
+    // `http://127.0.0.1:40861/ (port 80 is taken on 127.0.0.1)`
+    let rest = line.split("http://").nth(1).unwrap_or_default();
+    rest.split('/').next().unwrap_or_default().to_owned()
 }
 
 #[test]

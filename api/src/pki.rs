@@ -28,6 +28,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 use types::well_known::{GROUP_MASTERS, GROUP_NODES, USER_KUBELET_CLIENT};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A certificate and its private key, both PEM.
 #[derive(Clone)]
@@ -76,8 +77,8 @@ struct Leaf<'a> {
 
 const CA_DAYS: i64 = 3650;
 const LEAF_DAYS: i64 = 365;
-/// A leaf with less than this left is issued anew at start.
-const RENEW_DAYS: i64 = 30;
+/// A leaf with less than a part in this many of its life left is issued anew at start.
+const RENEW_AT: i64 = 3;
 
 // === impl Pki ===
 
@@ -283,10 +284,17 @@ impl Pki {
         })
     }
 
-    /// Not about to expire, signed by this CA's name, and good for every name and address it is wanted for.
+    fn has_signed(&self, certificate: &X509Certificate<'_>) -> bool {
+        let Ok(ca) = CertificateDer::from_pem_slice(self.ca_pem.as_bytes()) else {
+            return false;
+        };
+        X509Certificate::from_der(&ca)
+            .is_ok_and(|(_, ca)| certificate.verify_signature(Some(ca.public_key())).is_ok())
+    }
+
+    /// Not about to expire, signed by this CA's key, and good for every name and address it is wanted for.
     fn still_serves(&self, identity: &Identity, leaf: &Leaf<'_>) -> bool {
         use x509_parser::extensions::GeneralName;
-        use x509_parser::prelude::{FromDer, X509Certificate};
         let Ok((chain, _)) = identity.der() else {
             return false;
         };
@@ -294,7 +302,12 @@ impl Pki {
         else {
             return false;
         };
-        let left = certificate.validity().not_after.timestamp() - self.now.as_second();
+        let validity = certificate.validity();
+        let (begin, end) = (
+            validity.not_before.timestamp(),
+            validity.not_after.timestamp(),
+        );
+        let left = end - self.now.as_second();
         let mut names: Vec<&str> = Vec::new();
         let mut addresses: Vec<&[u8]> = Vec::new();
         if let Ok(Some(extension)) = certificate.subject_alternative_name() {
@@ -310,7 +323,8 @@ impl Pki {
             IpAddr::V4(v4) => addresses.contains(&v4.octets().as_slice()),
             IpAddr::V6(v6) => addresses.contains(&v6.octets().as_slice()),
         };
-        left > RENEW_DAYS * 86_400
+        left * RENEW_AT > end - begin
+            && self.has_signed(&certificate)
             && leaf.names.iter().all(|name| names.contains(&&**name))
             && leaf.addresses.iter().all(covers)
     }
@@ -416,6 +430,21 @@ mod tests {
         assert_ne!(wider, first, "a new address");
         let later = serve(NOW + 340 * 86_400, &[IpAddr::from([192, 0, 2, 7])]);
         assert_ne!(later, wider, "25 days left");
+        let third = serve(NOW + (340 + 250) * 86_400, &[IpAddr::from([192, 0, 2, 7])]);
+        assert_ne!(third, later, "less than a third of its life left");
+    }
+
+    #[test]
+    fn a_leaf_of_another_authority_is_issued_anew() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = || Pki::open(Some(directory.path()), at(NOW)).expect("opens");
+        let first = open().admin().expect("made");
+        for file in ["pki/ca.crt", "pki/ca.key"] {
+            std::fs::remove_file(directory.path().join(file)).expect("was there");
+        }
+        let second = open().admin().expect("made");
+        assert_ne!(second.key_pem, first.key_pem, "the authority is a new one");
+        assert_eq!(open().admin().expect("read").key_pem, second.key_pem);
     }
 
     #[test]

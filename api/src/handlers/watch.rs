@@ -25,7 +25,7 @@ use crate::handlers::Api;
 use crate::request::query::ListOptions;
 use crate::selector::Selector;
 use crate::status::Error;
-use crate::store::{self, Event};
+use crate::store::{self, Event, Revision};
 
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// A last bookmark comes this long before the end.
@@ -44,6 +44,8 @@ struct Stream {
     batch: Vec<Arc<Event>>,
     bookmarks: bool,
     next_bookmark: Instant,
+    /// Of the last event taken.
+    reached: Option<Revision>,
     end: Instant,
     /// Counts this watch among the open ones.
     _open: crate::metrics::Open,
@@ -97,6 +99,7 @@ pub(super) async fn watch(call: &Call<'_>) -> Result<Reply, Error> {
         batch: Vec::new(),
         bookmarks: options.bookmarks,
         next_bookmark: next_bookmark(now, end),
+        reached: None,
         end,
         _open: call.api.metrics.watch(call.kind),
     };
@@ -177,6 +180,17 @@ impl Stream {
             if let Some(line) = self.ready.pop_front() {
                 return Some(line);
             }
+            // Where there is always another event, the timers below never get their turn.
+            let now = Instant::now();
+            if now >= self.end {
+                return None;
+            }
+            if self.bookmarks && now >= self.next_bookmark {
+                self.next_bookmark = next_bookmark(now, self.end);
+                if let Some(revision) = self.watcher.progress().or(self.reached) {
+                    return Some(self.encoder.bookmark(revision, false));
+                }
+            }
             tokio::select! {
                 biased;
                 () = self.api.stopping.cancelled() => return None,
@@ -186,14 +200,8 @@ impl Stream {
                     }
                     self.encode_batch();
                 }
-                () = tokio::time::sleep_until(self.end) => return None,
-                () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks => {
-                    let now = Instant::now();
-                    self.next_bookmark = next_bookmark(now, self.end);
-                    if let Some(revision) = self.watcher.progress() {
-                        self.ready.push_back(self.encoder.bookmark(revision, false));
-                    }
-                }
+                () = tokio::time::sleep_until(self.end) => {}
+                () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks => {}
             }
         }
     }
@@ -201,6 +209,7 @@ impl Stream {
     fn encode_batch(&mut self) {
         let mut sent = 0;
         for event in self.batch.drain(..) {
+            self.reached = Some(event.revision);
             match self.encoder.event(&event, &self.selector) {
                 Ok(Some(line)) => {
                     sent += 1;

@@ -453,3 +453,45 @@ async fn binding_gives_a_pod_its_node_once() {
         .expect(200);
     world.get(&format!("{pods}/p")).await.expect(404);
 }
+
+#[tokio::test]
+async fn an_eviction_takes_a_disruption_from_the_budget() {
+    let world = World::start().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    for name in ["a", "b"] {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "labels": {"app": "x"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+        });
+        world.post(pods, &pod).await.expect(201);
+        let running = json!({"status": {"phase": "Running"}});
+        let status = format!("{pods}/{name}/status");
+        let merge = "merge";
+        world.patch(&status, merge, &running).await.expect(200);
+    }
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let budget = json!({
+        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+        "metadata": {"name": "x"},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "x"}}},
+    });
+    world.post(budgets, &budget).await.expect(201);
+    let allowed = json!({"status": {"disruptionsAllowed": 1}});
+    let status = format!("{budgets}/x/status");
+    let merge = "merge";
+    world.patch(&status, merge, &allowed).await.expect(200);
+    let evict = async |name: &str| {
+        let eviction = json!({
+            "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name},
+        });
+        world
+            .post(&format!("{pods}/{name}/eviction"), &eviction)
+            .await
+    };
+    evict("a").await.expect(201);
+    evict("b").await.expect(429);
+    let after = world.get(&format!("{budgets}/x")).await.expect(200).json();
+    assert!(after["status"]["disruptedPods"]["a"].is_string());
+    assert_eq!(after["status"]["disruptedPods"].get("b"), None);
+}

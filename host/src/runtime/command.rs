@@ -6,7 +6,7 @@ use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 
 use super::engine::Flavor;
-use super::guest::Guest;
+use super::guest::{Guest, PROCESS_HANDLES};
 use super::limits::{Meter, OutOfMemory};
 use super::workload::State;
 use super::{Exit, ExitCause, Loaded, Shared, StartError};
@@ -73,7 +73,8 @@ impl Drop for Watch {
 /// Instantiates and runs; the store is gone when this resolves.
 async fn run(state: Arc<State>, loaded: Arc<Loaded>, shared: Arc<Shared>) -> Exit {
     let result = async {
-        let mut store = state.template.store(shared.lane(loaded.flavor())?);
+        let lane = shared.lane(loaded.flavor())?;
+        let mut store = state.template.store(lane, PROCESS_HANDLES);
         call(&mut store, &loaded).await
     };
     exit(result.await, &state.template.meter)

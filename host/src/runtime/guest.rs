@@ -16,8 +16,12 @@ use super::sockets::Sockets;
 use super::{LogStream, StartError, Workload};
 use crate::network::Body;
 
-/// Handles (streams, descriptors, sockets, headers …) one instance may hold on the host.
-const MOST_HANDLES: usize = 65_536;
+/// Handles (streams, descriptors, sockets, headers …) a process may hold on the host.
+pub(super) const PROCESS_HANDLES: usize = 4_096;
+/// The same for one instance of an HTTP guest, of which a workload has many.
+pub(super) const HTTP_HANDLES: usize = 1_024;
+/// Names and values of one set of headers a guest makes.
+const FIELDS_BYTES: usize = 16 * 1_024;
 
 /// The data of one instance.
 pub(super) struct Guest {
@@ -67,7 +71,8 @@ impl Template {
     }
 
     /// A store for one instance: its own memory, table and clock, the workload's environment, files and limits.
-    pub(super) fn store(&self, lane: &Lane) -> Store<Guest> {
+    /// It may hold so many `handles`.
+    pub(super) fn store(&self, lane: &Lane, handles: usize) -> Store<Guest> {
         let workload = &self.workload;
         let mut builder = WasiCtx::builder();
         builder
@@ -81,10 +86,12 @@ impl Template {
         let mut wasi = builder.build();
         wasi.filesystem().clone_from(&self.files);
         let mut table = ResourceTable::new();
-        table.set_max_capacity(MOST_HANDLES);
+        table.set_max_capacity(handles);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(FIELDS_BYTES);
         let guest = Guest {
             wasi,
-            http: WasiHttpCtx::new(),
+            http,
             outgoing: Outgoing::new(Arc::clone(&workload.network)),
             table,
             sockets: self.sockets.clone(),

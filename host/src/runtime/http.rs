@@ -21,7 +21,7 @@ use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 
-use super::guest::Guest;
+use super::guest::{Guest, HTTP_HANDLES};
 use super::limits::Metered;
 use super::workload::{Permit, State};
 use super::{Loaded, Reuse, Shared};
@@ -105,30 +105,31 @@ impl Handler {
         mut answer: oneshot::Receiver<Answer>,
     ) -> Result<Response<Body>, HttpError> {
         let state = &self.state;
-        tokio::select! {
-            biased;
-            () = state.killed.cancelled() => {
-                Err(HttpError::Guest(format!("{} was stopped", state.name())))
-            }
-            result = &mut guest => self.finished(result, answer.try_recv().ok()),
-            sent = &mut answer => match sent {
-                Ok(Ok(response)) => {
-                    let read = CancellationToken::new();
-                    let body = Read::wrap(&read, response);
-                    tokio::spawn(Arc::clone(&self).linger(guest, read));
-                    Ok(body)
+        let mut late = std::pin::pin!(tokio::time::sleep(state.timeout));
+        let mut unset = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = state.killed.cancelled() => {
+                    return Err(HttpError::Guest(format!("{} was stopped", state.name())));
                 }
-                Ok(Err(code)) => self.finished(Ok(()), Some(Err(code))),
-                // The guest dropped the outparam unset; it may still explain itself by trapping.
-                Err(_) => {
-                    let result = guest.await;
-                    self.finished(result, None)
+                result = &mut guest => return self.finished(result, answer.try_recv().ok()),
+                sent = &mut answer, if !unset => match sent {
+                    Ok(Ok(response)) => {
+                        let read = CancellationToken::new();
+                        let body = Read::wrap(&read, response);
+                        tokio::spawn(Arc::clone(&self).linger(guest, read));
+                        return Ok(body);
+                    }
+                    Ok(Err(code)) => return self.finished(Ok(()), Some(Err(code))),
+                    // The guest dropped the outparam unset; it may still explain itself by trapping, in the time it has.
+                    Err(_) => unset = true,
+                },
+                () = &mut late => {
+                    let error = format!("no answer within {} s", state.timeout.as_secs());
+                    let _ = state.report(wasmtime::Error::msg(error.clone()));
+                    return Err(HttpError::Timeout(error));
                 }
-            },
-            () = tokio::time::sleep(state.timeout) => {
-                let error = format!("no answer within {} s", state.timeout.as_secs());
-                let _ = state.report(wasmtime::Error::msg(error.clone()));
-                Err(HttpError::Timeout(error))
             }
         }
     }
@@ -222,7 +223,7 @@ impl Handler {
             Ok(slot) => slot,
             Err(_) => self.state.queue(Arc::clone(&lane.slots)).await?,
         };
-        let mut store = self.state.template.store(lane);
+        let mut store = self.state.template.store(lane, HTTP_HANDLES);
         let proxy = pre.instantiate_async(&mut store).await?;
         Ok(Instance {
             store,

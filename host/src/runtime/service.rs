@@ -21,7 +21,7 @@ use wasmtime_wasi_http::p3;
 use wasmtime_wasi_http::p3::bindings::Service;
 use wasmtime_wasi_http::{Error, WasiHttpView};
 
-use super::guest::Guest;
+use super::guest::{Guest, HTTP_HANDLES, PROCESS_HANDLES};
 use super::http::{IDLE, LINGER};
 use super::workload::{Permit, State};
 use super::{Loaded, Reuse, Shared};
@@ -34,6 +34,9 @@ const REUSE: Reuse = Reuse {
 };
 
 type Answer = Result<Response<Body>, HttpError>;
+
+/// Handles an instance needs for each call, if it answers very many at once.
+const CALL_HANDLES: usize = 16;
 
 /// Answers HTTP for one workload.
 pub(super) struct Handler {
@@ -222,7 +225,7 @@ impl Handler {
         };
         let lane = self.shared.lane(self.loaded.flavor())?;
         let _slot = self.state.queue(Arc::clone(&lane.slots)).await?;
-        let mut store = self.state.template.store(lane);
+        let mut store = self.state.template.store(lane, self.handles());
         let service = pre.instantiate_async(&mut store).await?;
         let most = self.reuse.requests;
         store
@@ -230,6 +233,11 @@ impl Handler {
                 work(accessor, &service, &mut calls, &load, most).await
             })
             .await?
+    }
+
+    fn handles(&self) -> usize {
+        let calls = self.reuse.concurrent as usize;
+        (calls * CALL_HANDLES).clamp(HTTP_HANDLES, PROCESS_HANDLES)
     }
 
     /// Makes one instance and drops it: what cannot even start is told before the first request.

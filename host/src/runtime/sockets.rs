@@ -18,6 +18,8 @@ use wasmtime::component::{HasData, Linker, ResourceTable};
 use super::guest::Guest;
 use crate::network::{PodNetwork, SocketError};
 
+/// As good as forever, and still a time the clock can tell.
+const LONGEST_GRACE: Duration = Duration::from_hours(24 * 365);
 /// A workload is quiet when nothing was said on its accepted connections for this long.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -71,7 +73,7 @@ impl Sockets {
 
     /// Waits until nothing is said on the connections others opened, at most `grace`.
     pub(super) async fn quiet(&self, grace: Duration) {
-        let deadline = tokio::time::Instant::now() + grace;
+        let deadline = tokio::time::Instant::now() + grace.min(LONGEST_GRACE);
         let traffic = &self.traffic;
         while traffic.open.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < deadline {
             let before = traffic.chunks.load(Ordering::Relaxed);

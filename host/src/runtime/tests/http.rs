@@ -190,3 +190,49 @@ async fn a_caller_that_leaves_frees_the_instance() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_guest_that_drops_its_answer_and_goes_on_is_given_up_and_can_be_killed() {
+    let component = wat::parse_str(
+        r#"(component
+            (import "wasi:http/types@0.2.0" (instance $types
+                (export "incoming-request" (type (sub resource)))
+                (export "response-outparam" (type (sub resource)))))
+            (alias export $types "incoming-request" (type $request))
+            (alias export $types "response-outparam" (type $out))
+            (core func $drop (canon resource.drop $out))
+            (core module $code
+                (import "" "drop" (func $drop (param i32)))
+                (func (export "handle") (param i32 i32)
+                    (call $drop (local.get 1))
+                    (loop $forever (br $forever))))
+            (core instance $code (instantiate $code
+                (with "" (instance (export "drop" (func $drop))))))
+            (func $handle (param "request" (own $request)) (param "response-out" (own $out))
+                (canon lift (core func $code "handle")))
+            (instance $handler (export "handle" (func $handle)))
+            (export "wasi:http/incoming-handler@0.2.0" (instance $handler)))"#,
+    )
+    .expect("text");
+    let patient = runtime();
+    let hasty = runtime().request_timeout(Duration::from_millis(300));
+    let pod = Pod::new();
+    for (runtime, killed) in [(hasty, false), (patient, true)] {
+        let loaded = runtime.load(component.clone().into(), "sha256:unset");
+        let running = runtime
+            .start(&loaded.await.expect("loaded"), pod.workload(&[]))
+            .expect("started");
+        let kill = async {
+            if killed {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                running.kill();
+            }
+        };
+        let (answer, ()) = tokio::join!(ask(&running, get("/")), kill);
+        match answer {
+            Err(HttpError::Guest(why)) if killed => assert!(why.ends_with("was stopped"), "{why}"),
+            Err(HttpError::Timeout(_)) if !killed => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}

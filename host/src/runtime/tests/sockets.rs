@@ -50,9 +50,11 @@ async fn nobody_listening_is_refused_and_an_unknown_name_not_found() {
 
 #[tokio::test]
 async fn a_guest_that_opens_sockets_without_end_meets_the_pods_bound() {
-    let pod = Pod::new();
+    let mut config = network::Config::default();
+    config.limits.sockets_per_pod = 1_024;
+    let pod = Pod::on(&Arc::new(Network::new(config).expect("a network")));
     let running = start(&runtime(), "hog", pod.workload(&["hog", "sockets"])).await;
-    pod.logs.wait_for("refused after 4096 sockets").await;
+    pod.logs.wait_for("refused after 1024 sockets").await;
     running.kill();
     exit(&running).await;
 }

@@ -187,7 +187,7 @@ pub struct Limits {
     /// HTTP requests one pod answers at once; more are refused and go elsewhere.
     pub requests_per_pod: usize,
     /// Connections all NodePort and LoadBalancer listeners of this node hold together, at most a quarter of the file
-    /// descriptors; more wait in the kernel.
+    /// descriptors; more are closed at once.
     pub listener_connections: usize,
     pub connect_timeout: Duration,
     /// A client has this long to send a request's head; a kept-alive connection is closed after being idle this long.

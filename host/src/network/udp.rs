@@ -38,6 +38,16 @@ struct QueueState {
     datagrams: VecDeque<(Bytes, SocketAddr)>,
     bytes: usize,
     reading: Option<Waker>,
+    senders: Senders,
+}
+
+/// Whose datagrams a queue takes.
+#[derive(Default)]
+enum Senders {
+    #[default]
+    Everyone,
+    /// The endpoint the socket talks to: what the node's own sockets receive goes on to clients outside.
+    Only(Option<SocketAddr>),
 }
 
 /// A bound UDP socket of a pod.
@@ -60,10 +70,15 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops the datagram when the queue is full.
+    /// Drops the datagram when the queue is full, or not for this sender.
     pub(crate) fn push(&self, datagram: Bytes, from: SocketAddr) {
         let waker = {
             let mut state = self.lock();
+            if let Senders::Only(sender) = state.senders
+                && sender != Some(from)
+            {
+                return;
+            }
             if state.datagrams.len() >= QUEUE_DATAGRAMS
                 || state.bytes + datagram.len() > QUEUE_BYTES
             {
@@ -103,7 +118,18 @@ impl UdpSocket {
         at: SocketAddr,
         slot: SocketSlot,
     ) -> Result<Self, SocketError> {
-        let queue = Arc::new(Queue::default());
+        Self::bind_queue(fabric, ports, pod, at, slot, Queue::default())
+    }
+
+    fn bind_queue(
+        fabric: Arc<Fabric>,
+        ports: Arc<PortTable>,
+        pod: Ipv4Addr,
+        at: SocketAddr,
+        slot: SocketSlot,
+        queue: Queue,
+    ) -> Result<Self, SocketError> {
+        let queue = Arc::new(queue);
         let local = ports.bind_udp(pod, at, Arc::clone(&queue))?;
         Ok(Self {
             fabric,
@@ -117,10 +143,19 @@ impl UdpSocket {
         })
     }
 
-    /// A socket of the node itself, for one client outside.
+    /// A socket of the node itself, for one client outside. Hears only the endpoint it sends to.
     pub(crate) fn of_node(fabric: Arc<Fabric>, slot: SocketSlot) -> Result<Self, SocketError> {
         let (ports, node) = (Arc::clone(&fabric.node_ports), fabric.node_address);
-        Self::bind(fabric, ports, node, SocketAddr::from((node, 0)), slot)
+        let queue = Queue::default();
+        queue.lock().senders = Senders::Only(None);
+        Self::bind_queue(
+            fabric,
+            ports,
+            node,
+            SocketAddr::from((node, 0)),
+            slot,
+            queue,
+        )
     }
 
     /// To an endpoint of `port`, the same one while this socket lives and the endpoint is ready. Lost when there is none.
@@ -137,6 +172,7 @@ impl UdpSocket {
             return;
         };
         self.keep_flow(service, endpoint, now);
+        self.queue.lock().senders = Senders::Only(Some(endpoint));
         let IpAddr::V4(ip) = endpoint.ip() else {
             return;
         };

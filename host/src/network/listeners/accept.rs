@@ -112,12 +112,15 @@ async fn accept(
     fabric: &Fabric,
     listener: &TcpListener,
 ) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(&fabric.rim_connections)
-        .acquire_owned()
-        .await
-        .ok()?;
     match listener.accept().await {
         Ok((socket, peer)) => {
+            // Taken only now: a listener nobody connects to keeps no connection from the others.
+            let Ok(permit) = Arc::clone(&fabric.rim_connections).try_acquire_owned() else {
+                debug!(%peer, "Refused connection: too many from outside");
+                // RST. A failure here changes nothing.
+                drop(socket.set_zero_linger());
+                return None;
+            };
             // Only latency depends on it.
             drop(socket.set_nodelay(true));
             Some((

@@ -311,3 +311,72 @@ async fn datagrams_come_in_through_a_node_port_and_find_their_way_back() {
     assert_eq!(&buffer[..length], b"re: question");
     network.shutdown(Duration::ZERO).await;
 }
+
+#[tokio::test]
+async fn a_node_port_passes_on_only_what_its_endpoint_says() {
+    let api = Api::new();
+    let port = free_port();
+    let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.7",
+        "ports": [{"port": 53, "protocol": "UDP", "nodePort": port}]});
+    api.put(SERVICES, service("dns", spec));
+    let network = started(&api).await;
+    let (guest, stranger) = (pod(&network, "dns"), pod(&network, "stranger"));
+    let server = guest.bind_udp(53).unwrap();
+    let (forger, neighbour) = (
+        stranger.bind_udp(53).unwrap(),
+        guest.bind_udp(5353).unwrap(),
+    );
+    api.put(
+        SLICES,
+        slice("dns", json!({"port": 53, "protocol": "UDP"}), &[&guest]),
+    );
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(("127.0.0.1", port)).await.unwrap();
+    let from = eventually(async || {
+        client.send(b"question").await.ok()?;
+        let asked = tokio::time::timeout(Duration::from_millis(50), server.recv());
+        Some(asked.await.ok()?.unwrap().1)
+    })
+    .await;
+    for other in [&forger, &neighbour] {
+        other
+            .send(Bytes::from_static(b"forged"), from)
+            .await
+            .unwrap();
+    }
+    server
+        .send(Bytes::from_static(b"answer"), from)
+        .await
+        .unwrap();
+    let mut buffer = [0; 64];
+    let answer = tokio::time::timeout(DEADLINE, client.recv(&mut buffer)).await;
+    assert_eq!(&buffer[..answer.unwrap().unwrap()], b"answer");
+    network.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn listeners_without_clients_keep_no_connection_from_others() {
+    let api = Api::new();
+    let mut config = Config::default();
+    config.limits.listener_connections = 1;
+    let network = Network::new(config).unwrap();
+    network.start(api.client.clone()).unwrap();
+    let (pod, _serving) = web(&network, "web");
+    let names = ["one", "two", "three"];
+    for (name, ip) in names.iter().zip(7..) {
+        let spec = json!({"type": "NodePort", "clusterIP": format!("10.96.0.{ip}"),
+            "ports": [{"port": 80, "nodePort": free_port()}]});
+        api.put(SERVICES, service(name, spec));
+        api.put(SLICES, slice(name, json!({"port": 8080}), &[&pod]));
+    }
+    let open = listening(&network, |all| all.len() == names.len()).await;
+    for listener in &open {
+        let address = listener.address.unwrap();
+        let answer = eventually(async || {
+            let answer = curl(address, GET).await.ok()?;
+            answer.starts_with("HTTP/1.1 200").then_some(answer)
+        });
+        assert!(answer.await.ends_with("web shop /x"));
+    }
+    network.shutdown(Duration::ZERO).await;
+}

@@ -151,6 +151,23 @@ impl World {
         self.pods().logs(name, &params).await.expect("a log")
     }
 
+    /// Waits until the pod's Events have all these reasons (Events may lag); returns reasons and messages.
+    async fn told(&self, name: &str, reasons: &[&str]) -> Vec<(String, String)> {
+        let told = async {
+            loop {
+                let events = self.events(name).await;
+                let is_told = |reason: &&str| events.iter().any(|(told, _)| told == reason);
+                if reasons.iter().all(is_told) {
+                    return events;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, told)
+            .await
+            .unwrap_or_else(|_| panic!("Events with {reasons:?} of {name}"))
+    }
+
     async fn events(&self, name: &str) -> Vec<(String, String)> {
         let api: Api<Event> = Api::default_namespaced(self.client.clone());
         let params = ListParams::default().fields(&format!("involvedObject.name={name}"));

@@ -30,18 +30,7 @@ async fn an_http_pod_becomes_ready_and_goes_when_deleted() {
         "{status:?}"
     );
     assert_eq!(status.host_ip.as_deref(), Some("127.0.0.1"));
-    let reasons: Vec<String> = world
-        .events("web")
-        .await
-        .into_iter()
-        .map(|(reason, _)| reason)
-        .collect();
-    for reason in ["Pulled", "Created", "Started"] {
-        assert!(
-            reasons.iter().any(|told| told == reason),
-            "{reason} in {reasons:?}"
-        );
-    }
+    world.told("web", &["Pulled", "Created", "Started"]).await;
     let gone = world.gone("web");
     let delete = async {
         world
@@ -301,7 +290,7 @@ async fn a_failing_liveness_probe_restarts_the_container() {
             first(pod).is_some_and(|status| status.restart_count > 0)
         })
         .await;
-    let told = world.events("sick").await;
+    let told = world.told("sick", &["Unhealthy", "Killing"]).await;
     assert!(
         told.iter().any(
             |(reason, text)| reason == "Unhealthy" && text.starts_with("Liveness probe failed")

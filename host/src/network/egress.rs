@@ -8,22 +8,27 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::BodyExt;
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector};
+use hyper::rt;
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::client::legacy::connect::{self, HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::IpNet;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Body, Config, Error, HttpError, SocketError};
 use crate::dns::upstream::Upstream;
 
 const IDLE: Duration = Duration::from_secs(30);
-const IDLE_PER_HOST: usize = 32;
+const IDLE_PER_HOST: usize = 8;
+/// Connections that may stay open after their request, of all pods to all hosts. Those beyond are closed with it: what
+/// is idle is in nobody's `OutsideSlot`.
+const KEPT: usize = 256;
 
 /// Which real addresses pods may reach.
 ///
@@ -39,9 +44,25 @@ pub struct Policy {
 pub(crate) struct Egress {
     connect_timeout: Duration,
     /// For names and addresses outside.
-    client: Client<HttpsConnector<HttpConnector<Resolver>>, Body>,
+    client: Client<Connector, Body>,
+    /// The same without a pool, while as many connections are kept as may be.
+    unpooled: Client<Connector, Body>,
+    kept: Arc<Semaphore>,
     /// For TLS to addresses inside the cluster.
     pub(crate) cluster_tls: Arc<ClientConfig>,
+}
+
+/// Counts the connections that may be kept.
+#[derive(Clone)]
+struct Connector {
+    https: HttpsConnector<HttpConnector<Resolver>>,
+    kept: Arc<Semaphore>,
+}
+
+/// One connection; without a permit it serves one request.
+struct Connection {
+    stream: MaybeHttpsStream<TokioIo<TcpStream>>,
+    kept: Option<OwnedSemaphorePermit>,
 }
 
 /// Resolves as the node does, and drops what the policy forbids: a name cannot smuggle an address in.
@@ -127,14 +148,24 @@ impl Egress {
             .https_or_http()
             .enable_all_versions()
             .wrap_connector(http);
-        Ok(Self {
-            connect_timeout: config.limits.connect_timeout,
-            client: Client::builder(TokioExecutor::new())
+        let kept = Arc::new(Semaphore::new(KEPT));
+        let connector = Connector {
+            https,
+            kept: Arc::clone(&kept),
+        };
+        let client = |idle| {
+            Client::builder(TokioExecutor::new())
                 .pool_idle_timeout(IDLE)
-                .pool_max_idle_per_host(IDLE_PER_HOST)
+                .pool_max_idle_per_host(idle)
                 .pool_timer(TokioTimer::new())
                 .timer(TokioTimer::new())
-                .build(https),
+                .build(connector.clone())
+        };
+        Ok(Self {
+            connect_timeout: config.limits.connect_timeout,
+            client: client(IDLE_PER_HOST),
+            unpooled: client(0),
+            kept,
             cluster_tls: Arc::new(cluster),
         })
     }
@@ -159,7 +190,12 @@ impl Egress {
             .uri()
             .authority()
             .map_or_else(String::new, ToString::to_string);
-        match self.client.request(request).await {
+        let client = if self.kept.available_permits() > 0 {
+            &self.client
+        } else {
+            &self.unpooled
+        };
+        match client.request(request).await {
             Ok(response) => Ok(response.map(|body| body.map_err(Into::into).boxed_unsync())),
             Err(error) => Err(explain(&authority, &error)),
         }
@@ -190,6 +226,81 @@ fn explain(authority: &str, error: &hyper_util::client::legacy::Error) -> HttpEr
         source = cause.source();
     }
     HttpError::Connect(format!("{authority}: {text}"))
+}
+
+// === impl Connector ===
+
+impl tower::Service<Uri> for Connector {
+    type Response = Connection;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Connection, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.https.poll_ready(cx)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let connecting = self.https.call(to);
+        let kept = Arc::clone(&self.kept);
+        Box::pin(async move {
+            Ok(Connection {
+                stream: connecting.await?,
+                kept: kept.try_acquire_owned().ok(),
+            })
+        })
+    }
+}
+
+// === impl Connection ===
+
+impl connect::Connection for Connection {
+    fn connected(&self) -> connect::Connected {
+        let connected = self.stream.connected();
+        if self.kept.is_none() {
+            connected.poison();
+        }
+        connected
+    }
+}
+
+impl rt::Read for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl rt::Write for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
 }
 
 // === impl Resolver ===
@@ -231,6 +342,8 @@ impl tower::Service<Name> for Resolver {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn allowed(policy: &Policy, ip: &str) -> bool {
@@ -269,5 +382,41 @@ mod tests {
         assert!(allowed(&policy, "127.0.0.1"));
         assert!(!allowed(&policy, "127.0.0.2"));
         assert!(!allowed(&policy, "8.8.8.8"));
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_those_kept_end_with_their_request() {
+        let egress = Egress::new(&Config::default(), Arc::default()).unwrap();
+        egress.kept.forget_permits(KEPT - 1);
+        let mut left = Vec::new();
+        for _ in 0..3 {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let uri = format!("http://{}/", listener.local_addr().unwrap());
+            let server = async {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut head = [0; 1024];
+                assert!(socket.read(&mut head).await.unwrap() > 0);
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                socket.write_all(answer).await.unwrap();
+                socket
+            };
+            let client = async {
+                let request = Request::get(uri).body(crate::network::serve::empty());
+                let response = egress.request(request.unwrap()).await.unwrap();
+                response.into_body().collect().await.unwrap().to_bytes()
+            };
+            let (socket, body) = tokio::join!(server, client);
+            assert_eq!(body, "ok");
+            left.push(socket);
+        }
+        for socket in &mut left[1..] {
+            let mut more = Vec::new();
+            let closed =
+                tokio::time::timeout(Duration::from_secs(10), socket.read_to_end(&mut more));
+            assert_eq!(closed.await.expect("closed").unwrap(), 0);
+        }
+        let kept = left[0].try_read(&mut [0; 1]);
+        assert!(kept.is_err(), "the first one is still open: {kept:?}");
+        assert_eq!(egress.kept.available_permits(), 0);
     }
 }

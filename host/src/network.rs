@@ -231,7 +231,8 @@ impl Default for Config {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            sockets_per_pod: 4096,
+            // A connection takes five handles; the runtime stops a process at 8,192.
+            sockets_per_pod: 1_024,
             outside_per_pod: 512,
             buffers_per_pod: 16 << 20,
             requests_per_pod: 4096,

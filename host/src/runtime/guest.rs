@@ -17,7 +17,7 @@ use super::{LogStream, StartError, Workload};
 use crate::network::Body;
 
 /// Handles (streams, descriptors, sockets, headers …) a process may hold on the host.
-pub(super) const PROCESS_HANDLES: usize = 4_096;
+pub(super) const PROCESS_HANDLES: usize = 8_192;
 /// The same for one instance of an HTTP guest, of which a workload has many.
 pub(super) const HTTP_HANDLES: usize = 1_024;
 /// Names and values of one set of headers a guest makes.

@@ -171,11 +171,12 @@ impl Cluster {
             .pki()
             .node(&name, &[Ipv4Addr::LOCALHOST.into()])
             .context("could not make the node's certificate")?;
-        let tls = host::NodeTls {
+        let tls = host::Certificates::new(&host::NodeTls {
             ca_pem: api.pki().ca_pem().into(),
             cert_pem: identity.certificate_pem.into(),
             key_pem: identity.key_pem.into(),
-        };
+        })
+        .context("could not use the node's certificate")?;
         let config = host::Config {
             service_address: args.host.service_address,
             mirrors,

@@ -17,6 +17,8 @@ mod serve;
 mod start;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 
 pub use args::{Args, MirrorFlag};
-pub use start::{Config, Error, Handle, NodeTls, start};
+pub use start::{Config, Error, Handle, start};
+pub use tls::{Certificates, NodeTls};

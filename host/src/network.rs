@@ -20,6 +20,7 @@ mod egress;
 mod forward;
 mod http;
 mod listeners;
+mod nodes;
 mod pipe;
 mod pod;
 mod ports;

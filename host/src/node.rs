@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use types::quantity::Quantity;
 
+pub(crate) mod annotations;
 mod lease;
 pub(crate) mod machine;
 mod registration;

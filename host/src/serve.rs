@@ -26,11 +26,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::pods::known::{Error, Known, LogFile};
 use crate::pods::logs::{Options, Progress, Reader};
+use crate::tls::Peer;
 
 mod metrics;
-mod tls;
-
-pub(crate) use tls::{certificates, config};
 
 /// Connections at the same time; more wait in the kernel.
 const CONNECTIONS: usize = 256;
@@ -94,7 +92,7 @@ async fn serve(
         }
         Err(_) => return,
     };
-    let app = if tls::is_api_server(stream.get_ref().1) {
+    let app = if Peer::of(stream.get_ref().1).is_some_and(|peer| peer.is_api_server()) {
         app
     } else {
         Router::new().fallback(|| async {

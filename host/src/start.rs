@@ -25,6 +25,7 @@ use crate::pods::known::Known;
 use crate::pods::logs::{Logs, WriterThread};
 use crate::runtime::{self, Runtime};
 use crate::serve;
+use crate::tls::{self, Certificates};
 
 /// What a node is made with.
 pub struct Config {
@@ -33,7 +34,8 @@ pub struct Config {
     /// Made when it is not there, with mode 0700.
     pub data_dir: PathBuf,
     pub client: Client,
-    pub tls: NodeTls,
+    /// What the node shows to the API server, to other nodes and to whoever asks its endpoint.
+    pub tls: Arc<Certificates>,
     /// Where NodePort and LoadBalancer Services listen.
     pub service_address: IpAddr,
     /// Where the API server reaches this node's endpoint; the port is picked when it is 0.
@@ -49,13 +51,6 @@ pub struct Config {
     pub service_cidr: Ipv4Net,
 }
 
-/// PEM texts; certificates and key of the node endpoint, and the authority whose API server may ask it.
-pub struct NodeTls {
-    pub ca_pem: Vec<u8>,
-    pub cert_pem: Vec<u8>,
-    pub key_pem: Vec<u8>,
-}
-
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -69,8 +64,8 @@ pub enum Error {
         address: SocketAddr,
         source: std::io::Error,
     },
-    #[error("{0}")]
-    Tls(String),
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
     #[error("{0}")]
     Images(String),
     #[error("the WebAssembly runtime cannot start")]
@@ -99,7 +94,12 @@ const GRACE: Duration = Duration::from_secs(5);
 
 impl Config {
     /// The defaults of `up`: everything on this machine, ports picked.
-    pub fn new(node_name: String, data_dir: PathBuf, client: Client, tls: NodeTls) -> Config {
+    pub fn new(
+        node_name: String,
+        data_dir: PathBuf,
+        client: Client,
+        tls: Arc<Certificates>,
+    ) -> Config {
         let network = network::Config::default();
         Config {
             node_name,
@@ -129,12 +129,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     for path in [config.data_dir.clone(), directory("pods")] {
         make_directory(&path).map_err(|source| unusable(&path, source))?;
     }
-    let tls = serve::config(
-        &config.tls.ca_pem,
-        &config.tls.cert_pem,
-        &config.tls.key_pem,
-    )
-    .map_err(|error| Error::Tls(error.to_string()))?;
+    let tls = Arc::new(config.tls.server_config(&[b"h2", b"http/1.1"])?);
     let listener = TcpListener::bind(config.endpoint)
         .await
         .and_then(|listener| {
@@ -216,15 +211,13 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
 }
 
 fn network(config: &Config) -> Result<Arc<Network>, Error> {
-    let cluster_ca = serve::certificates(&config.tls.ca_pem, "the cluster's CA certificate")
-        .map_err(|error| Error::Tls(error.to_string()))?;
     let network = Network::new(network::Config {
         node_name: config.node_name.clone(),
         pod_cidr: config.pod_cidr,
         cluster_cidr: config.cluster_cidr,
         service_cidr: config.service_cidr,
         service_address: config.service_address,
-        cluster_ca,
+        cluster_ca: config.tls.authority().to_vec(),
         ..network::Config::default()
     })
     .map_err(Error::Network)?;

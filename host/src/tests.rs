@@ -10,7 +10,7 @@ use kube::api::{Api, DeleteParams, ListParams, LogParams, PostParams};
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
 
-use crate::{Config, Handle, NodeTls, start};
+use crate::{Certificates, Config, Handle, NodeTls, start};
 
 const HELLO: &[u8] = include_bytes!("../../guests/built/hello-http.wasm");
 const SHOW: &[u8] = include_bytes!("../../guests/built/show.wasm");
@@ -53,11 +53,12 @@ impl World {
             .pki()
             .node("n1", &[[127, 0, 0, 1].into()])
             .expect("a certificate");
-        let tls = NodeTls {
+        let tls = Certificates::new(&NodeTls {
             ca_pem: self.api.pki().ca_pem().as_bytes().to_vec(),
             cert_pem: identity.certificate_pem.as_bytes().to_vec(),
             key_pem: identity.key_pem.as_bytes().to_vec(),
-        };
+        })
+        .expect("certificates that fit");
         let bundled = [
             ("hello", HELLO),
             ("show", SHOW),

@@ -16,6 +16,15 @@ pub const ANNOTATION_REUSE: &str = "coracle.dev/instance-reuse";
 /// Service annotation, written by the node: the real ports a listener got, `80=40123`, when the wanted one could not be bound.
 pub const ANNOTATION_LISTENERS: &str = "coracle.dev/listeners";
 
+/// Node annotation, written by the node: where other nodes reach its tunnel, `192.0.2.7:15008`; or `relay` when it cannot be
+/// dialled and is reached through the connections it keeps to the API servers.
+pub const ANNOTATION_TUNNEL: &str = "coracle.dev/tunnel";
+pub const TUNNEL_RELAY: &str = "relay";
+/// The tunnel's usual port (HBONE's).
+pub const TUNNEL_PORT: u16 = 15_008;
+
+pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+pub const LABEL_REGION: &str = "topology.kubernetes.io/region";
 pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
 pub const LABEL_OS: &str = "kubernetes.io/os";
 pub const LABEL_ARCH: &str = "kubernetes.io/arch";

@@ -18,6 +18,7 @@ use super::addresses::Addresses;
 use super::balancer::{self, Endpoint, InFlight, Millis, Tried};
 use super::client::Client;
 use super::egress::Egress;
+use super::nodes::Nodes;
 use super::pipe::{self, Account, Budget};
 use super::pod::{PodIdentity, PodNetwork};
 use super::ports::{PortTable, Sockets, Target};
@@ -37,6 +38,7 @@ pub(crate) const RENEWALS: usize = 2;
 pub(crate) struct Fabric {
     pub(crate) config: Config,
     pub(crate) services: watch::Receiver<Arc<Table>>,
+    pub(crate) nodes: Arc<Nodes>,
     pub(crate) egress: Egress,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) traffic: Traffic,
@@ -102,6 +104,7 @@ impl Fabric {
             outside: traffic.workload(OUTSIDE),
             traffic,
             services,
+            nodes: Arc::new(Nodes::new(&config.node_name)),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),

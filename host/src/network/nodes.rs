@@ -1,0 +1,87 @@
+//! What the network knows of the cluster's nodes, and whether each can be reached now. Shared and never locked for long.
+//!
+//! The tunnel says whether a node answers ([`Node::set_reachable`]); the balancer asks before it picks an endpoint there.
+//! A node is the same [`Node`] for as long as anybody holds it, so tables may keep it across rebuilds.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// One node, by name.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) name: Box<str>,
+    /// This very node: its endpoints are a function call away.
+    pub(crate) local: bool,
+    unreachable: AtomicBool,
+}
+
+pub(crate) struct Nodes {
+    own: Box<str>,
+    all: RwLock<HashMap<Box<str>, Arc<Node>>>,
+}
+
+// === impl Nodes ===
+
+impl Nodes {
+    pub(crate) fn new(own: &str) -> Self {
+        Self {
+            own: own.into(),
+            all: RwLock::default(),
+        }
+    }
+
+    /// The node of that name, whether it exists yet or not. A new one counts as reachable until it proves otherwise.
+    pub(crate) fn get(&self, name: &str) -> Arc<Node> {
+        let known = {
+            let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+            all.get(name).cloned()
+        };
+        known.unwrap_or_else(|| {
+            let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+            let node = all.entry(name.into()).or_insert_with(|| {
+                Arc::new(Node {
+                    name: name.into(),
+                    local: *name == *self.own,
+                    unreachable: AtomicBool::new(false),
+                })
+            });
+            Arc::clone(node)
+        })
+    }
+
+    /// Forgets nodes nobody refers to.
+    pub(crate) fn prune(&self) {
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, node| Arc::strong_count(node) > 1);
+    }
+}
+
+// === impl Node ===
+
+impl Node {
+    pub(crate) fn is_reachable(&self) -> bool {
+        !self.unreachable.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_reachable(&self, reachable: bool) {
+        self.unreachable.store(!reachable, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_one_object_until_nobody_holds_it() {
+        let nodes = Nodes::new("a");
+        let (own, other) = (nodes.get("a"), nodes.get("b"));
+        assert!(own.local && !other.local && other.is_reachable());
+        other.set_reachable(false);
+        assert!(!nodes.get("b").is_reachable());
+        drop(other);
+        nodes.prune();
+        assert!(nodes.get("b").is_reachable(), "forgotten, and made anew");
+    }
+}

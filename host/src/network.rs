@@ -19,6 +19,7 @@ mod dial;
 mod egress;
 mod forward;
 mod http;
+mod identity;
 mod listeners;
 mod nodes;
 mod pipe;

@@ -9,6 +9,7 @@ use http::{Request, Response};
 use tokio::sync::Semaphore;
 
 use super::client::Client;
+use super::identity::Identity;
 use super::pipe::Budget;
 use super::ports::{Bound, Listener, PortTable, Ports, Serving, Sockets};
 use super::traffic::Workload;
@@ -59,6 +60,8 @@ pub struct PodNetwork {
     fabric: Arc<Fabric>,
     address: Ipv4Addr,
     identity: PodIdentity,
+    /// Of it, what others get to know.
+    shown: Arc<Identity>,
     ports: Arc<PortTable>,
     sockets: Arc<Sockets>,
     budget: Arc<Budget>,
@@ -85,11 +88,18 @@ impl PodNetwork {
         } else {
             &identity.workload
         };
+        let shown = Arc::new(Identity {
+            namespace: identity.namespace.clone(),
+            pod: identity.name.clone(),
+            service_account: identity.service_account.clone(),
+            workload: workload.clone(),
+        });
         let workload = fabric
             .traffic
             .workload(&format!("{}/{workload}", identity.namespace));
         Self {
             address,
+            shown,
             ports: Arc::default(),
             sockets: Arc::new(Sockets::new(limits.sockets_per_pod)),
             budget: Arc::new(Budget::new(limits.buffers_per_pod)),
@@ -226,6 +236,7 @@ impl PodNetwork {
             budget: &self.budget,
             sockets: Some(&self.sockets),
             workload: &self.workload,
+            identity: Some(&self.shown),
         }
     }
 }

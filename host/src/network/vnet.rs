@@ -18,6 +18,7 @@ use super::addresses::Addresses;
 use super::balancer::{self, Endpoint, InFlight, Millis, Tried};
 use super::client::Client;
 use super::egress::Egress;
+use super::identity::Identity;
 use super::nodes::Nodes;
 use super::pipe::{self, Account, Budget};
 use super::pod::{PodIdentity, PodNetwork};
@@ -71,6 +72,8 @@ pub(crate) struct Caller<'a> {
     pub(crate) budget: &'a Arc<Budget>,
     pub(crate) sockets: Option<&'a Arc<Sockets>>,
     pub(crate) workload: &'a Arc<Workload>,
+    /// `None` for the node itself, for clients outside, and for what another node is not believed to speak for.
+    pub(crate) identity: Option<&'a Arc<Identity>>,
 }
 
 /// One real connection of a pod.
@@ -198,6 +201,7 @@ impl Fabric {
             budget: &self.rim_budget,
             sockets: None,
             workload: &self.outside,
+            identity: None,
         }
     }
 

@@ -19,11 +19,11 @@ use anyhow::{Context as _, Result};
 use api::auth::User;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
-use types::well_known::{GROUP_NODES, NAMESPACE_DEFAULT};
+use types::well_known::GROUP_NODES;
 
-use crate::progress::Progress;
-use crate::signals::interrupted;
-use crate::{data_dir, duration};
+use crate::clients::{self, client};
+use crate::data_dir;
+use report::Progress;
 
 /// How long a drain may take before what is left is cut off.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     paths: Vec<PathBuf>,
 
     #[command(flatten)]
-    pub(crate) api: api::Args,
+    api: api::Args,
 
     #[command(flatten)]
     host: host::Args,
@@ -47,8 +47,29 @@ pub(crate) struct Args {
     exit_when_ready: bool,
 
     /// How long --exit-when-ready waits, such as 90s or 5m.
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_duration)]
     timeout: Duration,
+}
+
+/// `90s`, `5m`, `1h`, `250ms`.
+fn parse_duration(text: &str) -> Result<Duration> {
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let number: u64 = text[..split]
+        .parse()
+        .context("wanted a number and a unit, such as 90s or 5m")?;
+    let millis = match &text[split..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        unit => anyhow::bail!("{unit:?} is no unit of time: ms, s, m or h"),
+    };
+    number
+        .checked_mul(millis)
+        .map(Duration::from_millis)
+        .context("that is too long")
 }
 
 /// Runs the cluster until Ctrl-C (or until ready), and says how it went.
@@ -83,6 +104,19 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     Ok(code)
 }
 
+/// Ctrl-C, or the SIGTERM of a service manager: both mean "drain and stop".
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        let _ = tokio::signal::ctrl_c().await;
+        return;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
 /// The running parts, in the order they were started.
 struct Cluster {
     api: api::Handle,
@@ -109,11 +143,14 @@ impl Cluster {
             std::path::absolute(api.kubeconfig()).unwrap_or_else(|_| api.kubeconfig().to_owned());
         let client = client(&api, User::admin());
 
-        let scheduler = scheduler::start(scheduler::Config {
-            client: self::client(&api, User::component("system:kube-controller-manager")),
-            identity: None,
-            args: scheduler::Args::default(),
-        });
+        let scheduler = scheduler::start(clients::scheduler(
+            &api,
+            None,
+            scheduler::Args {
+                cluster_cidr: args.host.cluster_cidr,
+                ..scheduler::Args::default()
+            },
+        ));
         let host = Self::start_host(args, data_dir, mirrors, &api).await?;
         wait_until_ready(&client, host.node_name()).await?;
         progress.say(&format!("node {} is ready", host.node_name()));
@@ -144,16 +181,15 @@ impl Cluster {
             key_pem: identity.key_pem.into(),
         })
         .context("could not use the node's certificate")?;
-        let defaults = host::Config::new(name, data_dir.join("node"), client(api, user), tls);
         let config = host::Config {
             service_address: args.host.service_address,
             mirrors,
             bundled: bundled::guests(),
             max_pods: args.host.max_pods,
-            pod_cidr: args.host.pod_cidr.or(defaults.pod_cidr),
+            pod_cidr: args.host.pod_cidr,
             cluster_cidr: args.host.cluster_cidr,
             service_cidr: args.api.service_cidr,
-            ..defaults
+            ..host::Config::new(name, data_dir.join("node"), client(api, user), tls)
         };
         host::start(config)
             .await
@@ -166,16 +202,6 @@ impl Cluster {
         self.host.shutdown(DRAIN).await;
         self.api.shutdown().await;
     }
-}
-
-/// A Kubernetes client whose requests go through the API server's router in process, as `user`.
-pub(crate) fn client(api: &api::Handle, user: User) -> kube::Client {
-    let router = api.router_as(user);
-    let service =
-        tower::ServiceExt::map_request(router, |request: http::Request<kube::client::Body>| {
-            request.map(axum::body::Body::new)
-        });
-    kube::Client::new(service, NAMESPACE_DEFAULT)
 }
 
 /// Waits until the node says it is ready.

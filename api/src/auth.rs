@@ -57,6 +57,15 @@ impl User {
         Self::authenticated(name, &[])
     }
 
+    /// `system:serviceaccount:NAMESPACE:NAME`, with the groups every ServiceAccount has.
+    pub fn service_account(namespace: &str, name: &str) -> Self {
+        let of_namespace = format!("system:serviceaccounts:{namespace}");
+        Self::authenticated(
+            &format!("system:serviceaccount:{namespace}:{name}"),
+            &["system:serviceaccounts", &of_namespace],
+        )
+    }
+
     /// What the admin kubeconfig's certificate says.
     pub fn admin() -> Self {
         Self::authenticated("kubernetes-admin", &[MASTERS])

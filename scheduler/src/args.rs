@@ -1,7 +1,11 @@
-//! The flags of this crate.
+//! The flags of this crate, named as kube-controller-manager's where it has them. Parses; starts nothing.
+
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
 
 /// Flags of scheduling and the controllers.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Args {
     /// Seed of the choice between equally good nodes; the same seed and the same order of pods give the same placement.
@@ -12,4 +16,89 @@ pub struct Args {
         hide = true
     )]
     pub seed: u64,
+
+    /// Addresses of all pods of the cluster; each node gets a part
+    #[arg(long, value_name = "CIDR", default_value_t = CLUSTER_CIDR)]
+    pub cluster_cidr: Ipv4Net,
+
+    /// Length of the prefix of each node's part
+    #[arg(long, value_name = "BITS", default_value_t = NODE_MASK, value_parser = clap::value_parser!(u8).range(1..=30))]
+    pub node_cidr_mask_size: u8,
+
+    /// How long a node may be silent before it counts as lost, such as 40s
+    #[arg(long, value_name = "TIME", default_value = "40s", value_parser = seconds)]
+    pub node_monitor_grace_period: Duration,
+}
+
+/// 100.64.0.0/10, the shared address space of RFC 6598.
+const CLUSTER_CIDR: Ipv4Net = match Ipv4Net::new(std::net::Ipv4Addr::new(100, 64, 0, 0), 10) {
+    Ok(net) => net,
+    Err(_) => panic!("10 bits are a prefix"),
+};
+const NODE_MASK: u8 = 18;
+const GRACE: Duration = Duration::from_secs(40);
+
+/// `40s`, `2m`: whole seconds, at least one.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = |digits: &str, factor: u64| {
+        digits
+            .parse()
+            .ok()
+            .and_then(|n: u64| n.checked_mul(factor))
+            .filter(|n| (1..=86_400).contains(n))
+            .map(Duration::from_secs)
+    };
+    let parsed = match (text.strip_suffix('s'), text.strip_suffix('m')) {
+        (Some(digits), _) => number(digits, 1),
+        (_, Some(digits)) => number(digits, 60),
+        _ => None,
+    };
+    parsed.ok_or_else(|| format!("{text:?} is not between 1s and a day, such as 40s or 2m"))
+}
+
+// === impl Args ===
+
+impl Default for Args {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            cluster_cidr: CLUSTER_CIDR,
+            node_cidr_mask_size: NODE_MASK,
+            node_monitor_grace_period: GRACE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn flags_are_read_and_their_defaults_are_the_defaults() {
+        let args = Line::try_parse_from(["x"])
+            .expect("no flags are needed")
+            .args;
+        assert_eq!(format!("{args:?}"), format!("{:?}", Args::default()));
+        let args = Line::try_parse_from(["x", "--node-monitor-grace-period", "4s"])
+            .expect("a time")
+            .args;
+        assert_eq!(args.node_monitor_grace_period, Duration::from_secs(4));
+        for bad in [
+            "0s",
+            "4",
+            "-1s",
+            "99999999999999999999s",
+            "18446744073709551615m",
+        ] {
+            let line = ["x", "--node-monitor-grace-period", bad];
+            assert!(Line::try_parse_from(line).is_err(), "{bad}");
+        }
+    }
 }

@@ -1,15 +1,18 @@
 //! The table of controllers: what each watches, what each writes. They know nothing of one another and meet in objects.
 //!
-//! | controller | wakes on | writes |
-//! | --- | --- | --- |
-//! | deployment | Deployments, their ReplicaSets, last pods | ReplicaSets, Deployment status |
-//! | replica_set | ReplicaSets, their Pods | Pods, ReplicaSet status |
-//! | endpoint_slice, endpoints | Services, Pods | EndpointSlices; Endpoints |
-//! | service_account | Namespaces, ServiceAccounts | ServiceAccount `default` |
-//! | namespace | terminating Namespaces | deletes content, finalizes |
-//! | node_lifecycle | Nodes, Leases, the clock | Node conditions and taints, evictions |
-//! | pod_gc | Nodes, the clock | deletes pods of nodes that are gone |
-//! | garbage_collector | metadata of every kind | deletes or unlinks dependents |
+//! Each writes as the ServiceAccount in `kube-system` that its upstream counterpart uses.
+//!
+//! | controller | wakes on | writes | as |
+//! | --- | --- | --- | --- |
+//! | deployment | Deployments, their ReplicaSets, last pods | ReplicaSets, Deployment status | deployment-controller |
+//! | replica_set | ReplicaSets, their Pods | Pods, ReplicaSet status | replicaset-controller |
+//! | endpoint_slice | Services, Pods | EndpointSlices | endpointslice-controller |
+//! | endpoints | Services, Pods | Endpoints | endpoint-controller |
+//! | service_account | Namespaces, ServiceAccounts | ServiceAccount `default` | service-account-controller |
+//! | namespace | terminating Namespaces | deletes content, finalizes | namespace-controller |
+//! | node_lifecycle | Nodes, Leases, the clock | Node conditions and taints, evictions | node-controller |
+//! | pod_gc | Nodes, the clock | deletes pods of nodes that are gone | pod-garbage-collector |
+//! | garbage_collector | metadata of every kind | deletes or unlinks dependents | generic-garbage-collector |
 
 pub mod deployment;
 pub mod endpoint_slice;
@@ -26,9 +29,11 @@ pub mod service_ports;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kube::Client;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::args::Args;
 use crate::discovery::Catalog;
 use crate::events::Recorder;
 use crate::informers::Store;
@@ -38,29 +43,70 @@ use crate::objects::{
     SERVICE_ACCOUNTS, SERVICES, Service, Watched,
 };
 use crate::reconcile;
-use crate::write::{Error, Writer};
+use crate::write::{CONTROLLER_MANAGER, Error, Fence, Writer};
 
-/// What all controllers and the scheduler read from: one watch per kind.
-pub struct Informers {
-    pub pods: Arc<Store<Pod>>,
-    pub nodes: Arc<Store<Node>>,
-    pub deployments: Arc<Store<Deployment>>,
-    pub replica_sets: Arc<Store<ReplicaSet>>,
-    pub services: Arc<Store<Service>>,
-    pub endpoint_slices: Arc<Store<EndpointSlice>>,
-    pub endpoints: Arc<Store<Endpoints>>,
-    pub service_accounts: Arc<Store<Metadata>>,
-    pub namespaces: Arc<Store<Namespace>>,
-    pub leases: Arc<Store<Lease>>,
+/// One line per kind that is watched: its name, what is read of it, and how it is kept.
+macro_rules! informers {
+    ($($name:ident: $object:ty = $store:expr),* $(,)?) => {
+        /// What all controllers and the scheduler read from: one watch per kind.
+        pub struct Informers {
+            $(pub $name: Arc<Store<$object>>,)*
+        }
+
+        impl Informers {
+            pub fn new() -> Self {
+                Self { $($name: Arc::new($store),)* }
+            }
+
+            /// The same stores for somebody whose handlers end with `term`.
+            #[must_use]
+            pub fn during(&self, term: &CancellationToken) -> Self {
+                Self { $($name: Arc::new(self.$name.during(term)),)* }
+            }
+
+            /// Starts one watch per kind.
+            pub fn start(&self, client: &Client, tracker: &TaskTracker, shutdown: &CancellationToken) {
+                $({
+                    let (store, client, shutdown) =
+                        (Arc::clone(&self.$name), client.clone(), shutdown.clone());
+                    tracker.spawn(async move { store.run(client, shutdown).await });
+                })*
+            }
+
+            /// Waits until every store has its first list.
+            pub async fn synced(&self) {
+                tokio::join!($(self.$name.synced()),*);
+            }
+        }
+    };
+}
+
+informers! {
+    pods: Pod = Store::indexed(PODS.url(""), by_controller),
+    nodes: Node = Store::new(NODES.url("")),
+    deployments: Deployment = Store::new(DEPLOYMENTS.url("")),
+    replica_sets: ReplicaSet = Store::indexed(REPLICA_SETS.url(""), by_controller),
+    services: Service = Store::new(SERVICES.url("")),
+    endpoint_slices: EndpointSlice = Store::indexed(ENDPOINT_SLICES.url(""), by_service),
+    endpoints: Endpoints = Store::new(ENDPOINTS.url("")),
+    service_accounts: Metadata = Store::metadata_only(SERVICE_ACCOUNTS.url("")),
+    namespaces: Namespace = Store::new(NAMESPACES.url("")),
+    leases: Lease = Store::new(LEASES.url("")),
 }
 
 /// What every controller is given.
 pub struct Shared {
     pub informers: Informers,
-    pub writer: Writer,
+    pub accounts: Accounts,
+    /// How long what is written may be written.
+    pub fence: Fence,
     pub recorder: Recorder,
     pub catalog: Arc<Catalog>,
+    pub args: Args,
 }
+
+/// Makes the client of a ServiceAccount in `kube-system`, by its name.
+pub type Accounts = Arc<dyn Fn(&'static str) -> Client + Send + Sync>;
 
 /// The index value of objects nobody controls.
 pub fn orphans_of(namespace: &str) -> String {
@@ -123,67 +169,6 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
 
 // === impl Informers ===
 
-impl Informers {
-    pub fn new() -> Self {
-        Self {
-            pods: Arc::new(Store::indexed(PODS.url(""), by_controller)),
-            nodes: Arc::new(Store::new(NODES.url(""))),
-            deployments: Arc::new(Store::new(DEPLOYMENTS.url(""))),
-            replica_sets: Arc::new(Store::indexed(REPLICA_SETS.url(""), by_controller)),
-            services: Arc::new(Store::new(SERVICES.url(""))),
-            endpoint_slices: Arc::new(Store::indexed(ENDPOINT_SLICES.url(""), by_service)),
-            endpoints: Arc::new(Store::new(ENDPOINTS.url(""))),
-            service_accounts: Arc::new(Store::new(SERVICE_ACCOUNTS.url("")).metadata_only()),
-            namespaces: Arc::new(Store::new(NAMESPACES.url(""))),
-            leases: Arc::new(Store::new(LEASES.url(""))),
-        }
-    }
-
-    /// Starts one watch per kind.
-    pub fn start(
-        &self,
-        client: &kube::Client,
-        tracker: &TaskTracker,
-        shutdown: &CancellationToken,
-    ) {
-        macro_rules! run {
-            ($($store:ident),*) => {$({
-                let (store, client, shutdown) =
-                    (Arc::clone(&self.$store), client.clone(), shutdown.clone());
-                tracker.spawn(async move { store.run(client, shutdown).await });
-            })*};
-        }
-        run!(
-            pods,
-            nodes,
-            deployments,
-            replica_sets,
-            services,
-            endpoint_slices,
-            endpoints,
-            service_accounts,
-            namespaces,
-            leases
-        );
-    }
-
-    /// Waits until every store has its first list.
-    pub async fn synced(&self) {
-        tokio::join!(
-            self.pods.synced(),
-            self.nodes.synced(),
-            self.deployments.synced(),
-            self.replica_sets.synced(),
-            self.services.synced(),
-            self.endpoint_slices.synced(),
-            self.endpoints.synced(),
-            self.service_accounts.synced(),
-            self.namespaces.synced(),
-            self.leases.synced(),
-        );
-    }
-}
-
 impl Default for Informers {
     fn default() -> Self {
         Self::new()
@@ -193,6 +178,11 @@ impl Default for Informers {
 // === impl Shared ===
 
 impl Shared {
+    /// Writes as the ServiceAccount `kube-system/account`, as upstream's controllers do with credentials of their own.
+    pub fn writer(&self, account: &'static str) -> Writer {
+        Writer::new((self.accounts)(account), CONTROLLER_MANAGER).fenced(self.fence.clone())
+    }
+
     /// Waits until our own writes to ReplicaSets are visible. Revision 0 is always reached.
     pub async fn caught_up_sets(&self, revision: u64, deadline: Duration) -> Result<(), Error> {
         caught_up(

@@ -131,8 +131,14 @@ pub fn reference(resource: Resource, meta: &Meta) -> ObjectReference {
     }
 }
 
-/// Writes Events until told to stop; those still waiting then are lost.
-pub async fn run(mut inbox: Inbox, writer: Writer, shutdown: CancellationToken) {
+/// Writes Events until told to stop, each as who noted it; those still waiting then are lost.
+pub async fn run(
+    mut inbox: Inbox,
+    writer_of: impl Fn(&'static str) -> Writer,
+    shutdown: CancellationToken,
+) {
+    // One per component: a handful.
+    let mut writers: HashMap<&'static str, Writer> = HashMap::new();
     let mut correlator = Correlator::default();
     let mut tokens = BURST;
     let mut last = Instant::now();
@@ -160,10 +166,14 @@ pub async fn run(mut inbox: Inbox, writer: Writer, shutdown: CancellationToken) 
             }
         }
         tokens -= 1.0;
+        let component = note.component;
+        let writer = writers
+            .entry(component)
+            .or_insert_with(|| writer_of(component));
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            () = write(&writer, note, decision, now) => {}
+            () = write(writer, note, decision, now) => {}
         }
     }
 }

@@ -5,12 +5,14 @@
 //!
 //! # Guarantees
 //! - Handlers run in the order of revisions, after the store holds the new version, before [`Store::reached`] says so.
+//! - A handler that comes later is told of everything there is, as if it had just been added; one whose term has ended is
+//!   told nothing more.
 //! - A lost watch is resumed at its last revision; when that is gone (410), a new list is compared with the store and the
 //!   differences are told like events. No change is missed for good, though versions in between may be.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -41,14 +43,20 @@ pub struct Change<'a, T> {
 
 type Handler<T> = Box<dyn Fn(Change<'_, T>) + Send + Sync>;
 
-/// All objects of one kind.
+/// All objects of one kind, as somebody sees them who is interested until his term ends.
 pub struct Store<T> {
+    inner: Arc<Inner<T>>,
+    /// Handlers added through this view are told nothing any more once it is cancelled.
+    term: CancellationToken,
+}
+
+struct Inner<T> {
     url: String,
     accept: Option<&'static str>,
     index: fn(&T) -> Option<String>,
     /// Short sections only, never held over an await.
     state: RwLock<State<T>>,
-    handlers: Mutex<Vec<Handler<T>>>,
+    handlers: Mutex<Vec<(CancellationToken, Handler<T>)>>,
     /// The newest revision seen; `None` until the first list is complete.
     revision: watch::Sender<Option<u64>>,
 }
@@ -96,50 +104,74 @@ impl<T: Watched> Store<T> {
 
     /// A store that also finds objects by a value computed from each.
     pub fn indexed(url: String, index: fn(&T) -> Option<String>) -> Self {
-        Self {
+        Self::build(url, None, index)
+    }
+
+    /// A store that asks the server for metadata only.
+    pub fn metadata_only(url: String) -> Self {
+        Self::build(
             url,
-            accept: None,
-            index,
-            state: RwLock::new(State {
-                objects: BTreeMap::new(),
-                index: HashMap::new(),
+            Some(
+                "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json",
+            ),
+            |_| None,
+        )
+    }
+
+    fn build(url: String, accept: Option<&'static str>, index: fn(&T) -> Option<String>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                url,
+                accept,
+                index,
+                state: RwLock::new(State {
+                    objects: BTreeMap::new(),
+                    index: HashMap::new(),
+                }),
+                handlers: Mutex::new(Vec::new()),
+                revision: watch::channel(None).0,
             }),
-            handlers: Mutex::new(Vec::new()),
-            revision: watch::channel(None).0,
+            term: CancellationToken::new(),
         }
     }
 
-    /// Asks the server for metadata only.
+    /// The same objects for somebody whose handlers end with `term`.
     #[must_use]
-    pub fn metadata_only(mut self) -> Self {
-        self.accept = Some(
-            "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json",
-        );
-        self
+    pub fn during(&self, term: &CancellationToken) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            term: term.clone(),
+        }
     }
 
-    /// Adds a handler. Handlers added after [`Store::run`] began miss what came before.
+    /// Adds a handler. What the store holds already is told at once, as added; what changes at this very moment may be
+    /// told twice.
     pub fn on_change(&self, handler: impl Fn(Change<'_, T>) + Send + Sync + 'static) {
-        self.handlers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Box::new(handler));
+        let mut handlers = self.inner.handlers();
+        handlers.retain(|(term, _)| !term.is_cancelled());
+        for object in self.all() {
+            handler(Change {
+                old: None,
+                new: Some(&object),
+            });
+        }
+        handlers.push((self.term.clone(), Box::new(handler)));
     }
 
     pub fn get(&self, key: &Key) -> Option<Arc<T>> {
-        self.read().objects.get(key).cloned()
+        self.inner.read().objects.get(key).cloned()
     }
 
     pub fn all(&self) -> Vec<Arc<T>> {
-        self.read().objects.values().cloned().collect()
+        self.inner.read().objects.values().cloned().collect()
     }
 
     pub fn keys(&self) -> Vec<Key> {
-        self.read().objects.keys().cloned().collect()
+        self.inner.read().objects.keys().cloned().collect()
     }
 
     pub fn len(&self) -> usize {
-        self.read().objects.len()
+        self.inner.read().objects.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -148,7 +180,8 @@ impl<T: Watched> Store<T> {
 
     /// The objects of one namespace that pass, in the order of their names.
     pub fn in_namespace(&self, namespace: &str, keep: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
-        self.read()
+        self.inner
+            .read()
             .objects
             .range(Key::new(namespace, "")..)
             .take_while(|(key, _)| key.namespace == namespace)
@@ -159,7 +192,7 @@ impl<T: Watched> Store<T> {
 
     /// The objects with that index value, in the order of their keys.
     pub fn by_index(&self, value: &str) -> Vec<Arc<T>> {
-        let state = self.read();
+        let state = self.inner.read();
         let Some(keys) = state.index.get(value) else {
             return Vec::new();
         };
@@ -171,18 +204,32 @@ impl<T: Watched> Store<T> {
     /// Waits until the first list is complete.
     pub async fn synced(&self) {
         // The sender lives as long as `self`, so this cannot fail.
-        let _ = self.revision.subscribe().wait_for(Option::is_some).await;
+        let _ = self
+            .inner
+            .revision
+            .subscribe()
+            .wait_for(Option::is_some)
+            .await;
     }
 
     /// Waits until the store has seen `revision`, so that the caller's own write is visible. False after the deadline.
     pub async fn reached(&self, revision: u64, deadline: Duration) -> bool {
-        let mut seen = self.revision.subscribe();
+        let mut seen = self.inner.revision.subscribe();
         let wait = seen.wait_for(|r| r.is_some_and(|r| r >= revision));
         matches!(timeout(deadline, wait).await, Ok(Ok(_)))
     }
 
     /// Lists and watches until told to stop.
     pub async fn run(&self, client: Client, shutdown: CancellationToken) {
+        self.inner.run(client, shutdown).await;
+    }
+}
+
+// === impl Inner ===
+
+impl<T: Watched> Inner<T> {
+    /// Lists and watches until told to stop.
+    async fn run(&self, client: Client, shutdown: CancellationToken) {
         let mut failures = 0u32;
         let mut resume = None;
         while !shutdown.is_cancelled() {
@@ -420,14 +467,15 @@ impl<T: Watched> Store<T> {
     }
 
     fn tell(&self, old: Option<&Arc<T>>, new: Option<&Arc<T>>) {
-        for handler in self
-            .handlers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-        {
+        let mut handlers = self.handlers();
+        handlers.retain(|(term, _)| !term.is_cancelled());
+        for (_, handler) in handlers.iter() {
             handler(Change { old, new });
         }
+    }
+
+    fn handlers(&self) -> MutexGuard<'_, Vec<(CancellationToken, Handler<T>)>> {
+        self.handlers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State<T>> {
@@ -510,8 +558,12 @@ mod tests {
                 _ => 0,
             };
         });
-        store.replace(vec![object("a", "1", 1), object("b", "2", 2)], 2);
-        store.replace(vec![object("b", "3", 3), object("c", "4", 4)], 4);
+        store
+            .inner
+            .replace(vec![object("a", "1", 1), object("b", "2", 2)], 2);
+        store
+            .inner
+            .replace(vec![object("b", "3", 3), object("c", "4", 4)], 4);
         // `a` went, `b` was replaced by another object of the same name, `c` came.
         assert_eq!(added.load(Ordering::Relaxed), 4);
         assert_eq!(removed.load(Ordering::Relaxed), 2);

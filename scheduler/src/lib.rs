@@ -32,21 +32,27 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+use types::well_known::DEFAULT_SCHEDULER;
 
 pub use args::Args;
 
 use controllers::{Informers, Shared};
 use discovery::Catalog;
-use write::{CONTROLLER_MANAGER, SCHEDULER, Writer};
+use write::{CONTROLLER_MANAGER, Fence, SCHEDULER, Writer};
 
 /// Tasks that have not ended by then are left to the process's end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What scheduling and the controllers need.
 pub struct Config {
-    /// Speaks to the API server, as a user who may do everything.
+    /// `system:kube-controller-manager`: every watch, and its own lock.
     pub client: Client,
-    /// Who we are to other replicas, such as `host_1f6c…`; unused until leaders are elected.
+    /// `system:kube-scheduler`: bindings, pods' conditions, and its own lock.
+    pub scheduler_client: Client,
+    /// The client of a ServiceAccount in `kube-system`, by its name (`deployment-controller`): each controller writes as
+    /// its own.
+    pub controller_client: controllers::Accounts,
+    /// Who we are to other replicas, such as the host's name; `None` where there are no others: then nobody is elected.
     pub identity: Option<String>,
     pub args: Args,
 }
@@ -65,18 +71,20 @@ pub fn start(config: Config) -> Handle {
     let (recorder, inbox) = events::channel();
     let shared = Arc::new(Shared {
         informers: Informers::new(),
-        writer: Writer::new(config.client.clone(), CONTROLLER_MANAGER),
+        accounts: Arc::clone(&config.controller_client),
+        fence: Fence::default(),
         recorder,
         catalog: Arc::new(Catalog::default()),
+        args: config.args.clone(),
     });
     let start_controllers = controllers::prepare(&shared);
     let scheduling = scheduling::Scheduling::new(
         &shared,
-        Writer::new(config.client.clone(), SCHEDULER),
+        Writer::new(config.scheduler_client.clone(), SCHEDULER),
         config.args.seed,
     );
-    let events_writer = Writer::new(config.client.clone(), CONTROLLER_MANAGER);
-    tracker.spawn(events::run(inbox, events_writer, shutdown.clone()));
+    let authors = authors(&config);
+    tracker.spawn(events::run(inbox, authors, shutdown.clone()));
     shared.informers.start(&config.client, &tracker, &shutdown);
     let (spawner, stop) = (tracker.clone(), shutdown.clone());
     tracker.spawn(async move {
@@ -90,6 +98,21 @@ pub fn start(config: Config) -> Handle {
         start_controllers(&spawner, &stop);
     });
     Handle { shutdown, tracker }
+}
+
+/// Who writes the Events of a component.
+fn authors(config: &Config) -> impl Fn(&'static str) -> Writer + Send + 'static {
+    let (scheduler, manager) = (config.scheduler_client.clone(), config.client.clone());
+    let accounts = Arc::clone(&config.controller_client);
+    move |component| match component {
+        DEFAULT_SCHEDULER => Writer::new(scheduler.clone(), SCHEDULER),
+        "" | CONTROLLER_MANAGER => Writer::new(manager.clone(), CONTROLLER_MANAGER),
+        "taint-eviction-controller" => Writer::new(accounts("node-controller"), CONTROLLER_MANAGER),
+        "garbage-collector-controller" => {
+            Writer::new(accounts("generic-garbage-collector"), CONTROLLER_MANAGER)
+        }
+        account => Writer::new(accounts(account), CONTROLLER_MANAGER),
+    }
 }
 
 // === impl Handle ===

@@ -10,8 +10,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Precondition
 use kube::Client;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::objects::{Meta, Resource, collection_url};
 
@@ -24,12 +25,17 @@ const IN_FLIGHT: usize = 64;
 pub const CONTROLLER_MANAGER: &str = "kube-controller-manager";
 pub const SCHEDULER: &str = "kube-scheduler";
 
-/// Writes under one field manager.
+/// Writes under one field manager, as long as its fence is open.
 #[derive(Clone)]
 pub struct Writer {
     client: Client,
     manager: &'static str,
+    fence: Fence,
 }
+
+/// Until when its holder may write: what a leader has for sure. `None` inside: for ever.
+#[derive(Clone, Debug, Default)]
+pub struct Fence(Option<watch::Receiver<Instant>>);
 
 /// Names one object and how it is served.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +80,9 @@ pub enum Error {
     },
     #[error("{verb} {url}: no answer within {DEADLINE:?}")]
     Deadline { verb: Method, url: String },
+    /// Somebody else may lead by now. The request was not sent, or was given up: it may have happened while we led.
+    #[error("{verb} {url}: no longer the leader")]
+    Deposed { verb: Method, url: String },
     #[error("{verb} {url}: build the request")]
     Request {
         verb: Method,
@@ -149,7 +158,18 @@ pub fn merge_patch_of<T: Serialize>(old: &T, new: &T) -> Option<Value> {
 
 impl Writer {
     pub fn new(client: Client, manager: &'static str) -> Self {
-        Self { client, manager }
+        Self {
+            client,
+            manager,
+            fence: Fence::default(),
+        }
+    }
+
+    /// Sends nothing, and waits for nothing, once the fence is closed.
+    #[must_use]
+    pub fn fenced(mut self, fence: Fence) -> Self {
+        self.fence = fence;
+        self
     }
 
     pub fn client(&self) -> &Client {
@@ -294,7 +314,19 @@ impl Writer {
                 url: url.clone(),
                 source,
             })?;
-        match timeout(DEADLINE, self.client.request(request)).await {
+        let answer = async {
+            tokio::select! {
+                biased;
+                () = self.fence.closed() => None,
+                answer = self.client.request(request) => Some(answer),
+            }
+        };
+        let answer = match timeout(DEADLINE, answer).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => return Err(Error::Deposed { verb, url }),
+            Err(late) => Err(late),
+        };
+        match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(source)) => Err(Error::Refused {
                 verb,
@@ -302,6 +334,30 @@ impl Writer {
                 source: Box::new(source),
             }),
             Err(_) => Err(Error::Deadline { verb, url }),
+        }
+    }
+}
+
+// === impl Fence ===
+
+impl Fence {
+    /// A fence that closes at the instant the sender holds; the sender may put it off, and dropping it does not.
+    pub fn until(deadline: watch::Receiver<Instant>) -> Self {
+        Self(Some(deadline))
+    }
+
+    /// Waits until it closes; at once when it is closed already.
+    pub async fn closed(&self) {
+        let Some(mut deadline) = self.0.clone() else {
+            return std::future::pending().await;
+        };
+        loop {
+            let until = *deadline.borrow_and_update();
+            if until <= Instant::now() {
+                return;
+            }
+            // Whether it was put off is looked at only when it would close: renewals wake no writer.
+            tokio::time::sleep_until(until).await;
         }
     }
 }

@@ -161,7 +161,7 @@ impl Controller {
         });
         Arc::new(Self {
             shared: Arc::clone(shared),
-            writer: shared.writer.clone(),
+            writer: shared.writer("endpoint-controller"),
             queue,
         })
     }

@@ -113,7 +113,7 @@ impl Controller {
         let this = Arc::new(Self {
             shared: Arc::clone(shared),
             recorder: shared.recorder.named("garbage-collector-controller"),
-            writer: shared.writer.clone(),
+            writer: shared.writer("generic-garbage-collector"),
             queue: Queue::new("garbagecollector", Duration::ZERO),
             graph: Arc::new(Mutex::new(Graph::default())),
         });
@@ -195,7 +195,7 @@ impl Controller {
             }
             debug!(resource = resource.dotted(), "Watching for owners");
             let url = collection_url(&resource.api_version, &resource.plural, "");
-            let store = Store::<Metadata>::new(url).metadata_only();
+            let store = Store::<Metadata>::metadata_only(url);
             self.feed_as(&store, &resource.api_version, &resource.kind);
             let stop = shutdown.child_token();
             let client = self.writer.client().clone();

@@ -198,7 +198,7 @@ impl Controller {
         });
         Arc::new(Self {
             shared: Arc::clone(shared),
-            writer: shared.writer.clone(),
+            writer: shared.writer("namespace-controller"),
             queue,
         })
     }

@@ -271,7 +271,7 @@ impl Controller {
         Arc::new(Self {
             shared: Arc::clone(shared),
             recorder: shared.recorder.named("node-controller"),
-            writer: shared.writer.clone(),
+            writer: shared.writer("node-controller"),
             queue,
             heard,
         })

@@ -15,7 +15,7 @@ use super::Shared;
 use crate::clock;
 use crate::objects::{Key, NODES, PODS, Pod};
 use crate::reconcile::{Outcome, Queue};
-use crate::write::{Delete, Error, Target, gone_is_fine};
+use crate::write::{Delete, Error, Target, Writer, gone_is_fine};
 
 const INTERVAL: Duration = Duration::from_secs(20);
 /// A node may be away this long before its pods are given up, in seconds.
@@ -79,6 +79,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Vec<Action> {
 
 pub struct Controller {
     shared: Arc<Shared>,
+    writer: Writer,
     /// There is one key: the whole cluster.
     pub queue: Arc<Queue<Key>>,
     missing: Mutex<HashMap<String, i64>>,
@@ -98,6 +99,7 @@ impl Controller {
         });
         Arc::new(Self {
             shared: Arc::clone(shared),
+            writer: shared.writer("pod-garbage-collector"),
             queue,
             missing: Mutex::new(HashMap::new()),
         })
@@ -125,7 +127,7 @@ impl Controller {
             nodes,
             missing,
         };
-        let writer = &self.shared.writer;
+        let writer = &self.writer;
         for action in plan(&observed, now) {
             let (key, uid) = match action {
                 Action::Remove { pod, uid } => (pod, uid),
@@ -169,7 +171,7 @@ impl Controller {
         );
         let target = Target::new(PODS, &key.namespace, &key.name);
         let patch = json!({"status": {"phase": "Failed", "conditions": conditions}});
-        gone_is_fine(self.shared.writer.patch_status(&target, &patch).await).map(drop)
+        gone_is_fine(self.writer.patch_status(&target, &patch).await).map(drop)
     }
 }
 

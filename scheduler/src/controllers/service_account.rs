@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Shared;
 use crate::objects::{Key, Namespace, SERVICE_ACCOUNTS};
 use crate::reconcile::{Outcome, Queue};
-use crate::write::Error;
+use crate::write::{Error, Writer};
 
 const DEFAULT: &str = "default";
 
@@ -29,6 +29,7 @@ pub fn plan(namespace: &Namespace, has_default: bool) -> Vec<Action> {
 
 pub struct Controller {
     shared: Arc<Shared>,
+    writer: Writer,
     /// Keys are namespaces.
     pub queue: Arc<Queue<Key>>,
 }
@@ -54,6 +55,7 @@ impl Controller {
         });
         Arc::new(Self {
             shared: Arc::clone(shared),
+            writer: shared.writer("service-account-controller"),
             queue,
         })
     }
@@ -72,12 +74,7 @@ impl Controller {
                 "kind": SERVICE_ACCOUNTS.kind,
                 "metadata": {"name": DEFAULT, "namespace": key.name},
             });
-            match self
-                .shared
-                .writer
-                .create(SERVICE_ACCOUNTS, &key.name, &body)
-                .await
-            {
+            match self.writer.create(SERVICE_ACCOUNTS, &key.name, &body).await {
                 Ok(_) => {}
                 Err(error) if error.is_already_exists() || error.is_namespace_terminating() => {}
                 Err(error) if error.is_not_found() => {}

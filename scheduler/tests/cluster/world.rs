@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::auth::User;
@@ -35,12 +36,7 @@ impl World {
             .await
             .expect("the API server starts");
         let client = client(&api, User::admin());
-        let controllers = client_of(&api, "system:kube-controller-manager");
-        let scheduler = scheduler::start(Config {
-            client: controllers,
-            identity: None,
-            args: Args::default(),
-        });
+        let scheduler = scheduler::start(config(&api, None));
         let mut world = Self {
             client,
             api,
@@ -221,15 +217,31 @@ impl World {
     }
 }
 
-fn client_of(api: &api::Handle, name: &str) -> Client {
-    client(api, User::authenticated(name, &["system:masters"]))
+/// Every component with its own identity, as `coracle up` gives them.
+pub(crate) fn config(api: &api::Handle, identity: Option<&str>) -> Config {
+    let router = api.router();
+    Config {
+        client: client(api, User::component("system:kube-controller-manager")),
+        scheduler_client: client(api, User::component("system:kube-scheduler")),
+        controller_client: Arc::new(move |name| {
+            client_of(router.clone(), User::service_account("kube-system", name))
+        }),
+        identity: identity.map(str::to_owned),
+        args: Args::default(),
+    }
 }
 
 fn client(api: &api::Handle, user: User) -> Client {
-    let router = api
-        .router_as(user)
-        .map_request(|r: http::Request<kube::client::Body>| r.map(axum::body::Body::new));
-    Client::new(router, "default")
+    client_of(api.router(), user)
+}
+
+fn client_of(router: axum::Router, user: User) -> Client {
+    let service = router.map_request(move |request: http::Request<kube::client::Body>| {
+        let mut request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(user.clone());
+        request
+    });
+    Client::new(service, "default")
 }
 
 pub(crate) fn object<K: DeserializeOwned>(value: Value) -> K {

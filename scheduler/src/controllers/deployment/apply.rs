@@ -32,7 +32,7 @@ impl Controller {
         let this = Arc::new(Self {
             shared: Arc::clone(shared),
             recorder: shared.recorder.named("deployment-controller"),
-            writer: shared.writer.clone(),
+            writer: shared.writer("deployment-controller"),
             queue,
         });
         this.listen();

@@ -93,7 +93,7 @@ impl Controller {
         });
         Arc::new(Self {
             shared: Arc::clone(shared),
-            writer: shared.writer.clone(),
+            writer: shared.writer("endpointslice-controller"),
             queue,
         })
     }

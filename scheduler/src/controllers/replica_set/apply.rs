@@ -31,7 +31,7 @@ impl Controller {
         let this = Arc::new(Self {
             shared: Arc::clone(shared),
             recorder: shared.recorder.named("replicaset-controller"),
-            writer: shared.writer.clone(),
+            writer: shared.writer("replicaset-controller"),
             queue: Queue::new("replicaset", REST),
             doomed: Mutex::new(HashMap::new()),
         });

@@ -2,12 +2,16 @@
 
 mod clients;
 mod data_dir;
+mod duration;
+mod progress;
+mod server;
+mod signals;
 mod up;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 /// The API works on trees of small objects: with the C library's allocator half of the processor time of a start of 1,000
 /// pods was spent allocating; with this one it is less than half in all, and the process is no larger.
@@ -35,10 +39,22 @@ struct Cli {
 enum Role {
     /// Run a whole cluster in this process, apply manifests to it, and stop it with Ctrl-C.
     Up(up::Args),
+    /// Run the control plane: the API, the scheduler and the controllers. Nodes join it with `coracle node`.
+    Server(server::Args),
+}
+
+/// The command line. `server` is for other hosts to reach, `up` for this one: only their defaults differ.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommand("server", |server| {
+        server.mut_arg("listen", |listen| listen.default_value("0.0.0.0:6443"))
+    })
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::from_arg_matches(&command().get_matches()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
     if let Err(error) = start_logging(&cli.log) {
         return fail(&error);
     }
@@ -62,6 +78,7 @@ fn main() -> ExitCode {
     };
     let code = match cli.role {
         Role::Up(args) => runtime.block_on(Box::pin(up::run(args))),
+        Role::Server(args) => runtime.block_on(Box::pin(server::run(args))),
     };
     // Whatever blocking work is left (a compile, say) must not hold the exit.
     runtime.shutdown_background();
@@ -84,4 +101,23 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "coracle: {error:#}");
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_a_server_listens_for_other_hosts() {
+        command().debug_assert();
+        let listen = |line: &[&str]| {
+            let matches = command().try_get_matches_from(line).expect("well formed");
+            match Cli::from_arg_matches(&matches).expect("well formed").role {
+                Role::Up(args) => args.api.listen,
+                Role::Server(args) => args.api.listen,
+            }
+        };
+        assert_eq!(listen(&["coracle", "up"]).to_string(), "127.0.0.1:6443");
+        assert_eq!(listen(&["coracle", "server"]).to_string(), "0.0.0.0:6443");
+    }
 }

@@ -22,8 +22,9 @@ use kube::api::Api;
 use types::well_known::GROUP_NODES;
 
 use crate::clients::{self, client};
-use crate::data_dir;
-use report::Progress;
+use crate::progress::Progress;
+use crate::signals::interrupted;
+use crate::{data_dir, duration};
 
 /// How long a drain may take before what is left is cut off.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -37,7 +38,7 @@ pub(crate) struct Args {
     paths: Vec<PathBuf>,
 
     #[command(flatten)]
-    api: api::Args,
+    pub(crate) api: api::Args,
 
     #[command(flatten)]
     host: host::Args,
@@ -47,29 +48,8 @@ pub(crate) struct Args {
     exit_when_ready: bool,
 
     /// How long --exit-when-ready waits, such as 90s or 5m.
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
     timeout: Duration,
-}
-
-/// `90s`, `5m`, `1h`, `250ms`.
-fn parse_duration(text: &str) -> Result<Duration> {
-    let split = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let number: u64 = text[..split]
-        .parse()
-        .context("wanted a number and a unit, such as 90s or 5m")?;
-    let millis = match &text[split..] {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        unit => anyhow::bail!("{unit:?} is no unit of time: ms, s, m or h"),
-    };
-    number
-        .checked_mul(millis)
-        .map(Duration::from_millis)
-        .context("that is too long")
 }
 
 /// Runs the cluster until Ctrl-C (or until ready), and says how it went.
@@ -102,19 +82,6 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     }
     progress.say("stopped");
     Ok(code)
-}
-
-/// Ctrl-C, or the SIGTERM of a service manager: both mean "drain and stop".
-async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        let _ = tokio::signal::ctrl_c().await;
-        return;
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
-    }
 }
 
 /// The running parts, in the order they were started.
@@ -181,15 +148,16 @@ impl Cluster {
             key_pem: identity.key_pem.into(),
         })
         .context("could not use the node's certificate")?;
+        let defaults = host::Config::new(name, data_dir.join("node"), client(api, user), tls);
         let config = host::Config {
             service_address: args.host.service_address,
             mirrors,
             bundled: bundled::guests(),
             max_pods: args.host.max_pods,
-            pod_cidr: args.host.pod_cidr,
+            pod_cidr: args.host.pod_cidr.or(defaults.pod_cidr),
             cluster_cidr: args.host.cluster_cidr,
             service_cidr: args.api.service_cidr,
-            ..host::Config::new(name, data_dir.join("node"), client(api, user), tls)
+            ..defaults
         };
         host::start(config)
             .await

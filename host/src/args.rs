@@ -31,9 +31,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 5_000)]
     pub max_pods: u32,
 
-    /// Addresses of this node's pods
-    #[arg(long, value_name = "CIDR", default_value = "100.64.0.0/18")]
-    pub pod_cidr: Ipv4Net,
+    /// Addresses of this node's pods [default: `up` takes 100.64.0.0/18, a joining node what the cluster gives it]
+    #[arg(long, value_name = "CIDR")]
+    pub pod_cidr: Option<Ipv4Net>,
 
     /// Addresses of all pods of the cluster
     #[arg(long, value_name = "CIDR", default_value = "100.64.0.0/10")]
@@ -102,13 +102,16 @@ impl Args {
 
     /// The flag, or the machine's name as a DNS label, or `node`.
     pub fn node_name(&self) -> String {
-        self.node_name.clone().unwrap_or_else(|| {
-            let name = nix::unistd::gethostname()
-                .ok()
-                .and_then(|name| name.into_string().ok());
-            label(&name.unwrap_or_default())
-        })
+        self.node_name.clone().unwrap_or_else(machine_name)
     }
+}
+
+/// The machine's host name as a DNS label, or `node`.
+pub fn machine_name() -> String {
+    let name = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok());
+    label(&name.unwrap_or_default())
 }
 
 fn read(path: &Path) -> Result<Vec<(String, String)>, MirrorError> {

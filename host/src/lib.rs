@@ -19,6 +19,6 @@ mod start;
 mod tests;
 pub mod tls;
 
-pub use args::{Args, MirrorFlag};
+pub use args::{Args, MirrorFlag, machine_name};
 pub use start::{Config, Error, Handle, start};
 pub use tls::{Certificates, NodeTls};

@@ -60,6 +60,7 @@ pub use self::udp::UdpSocket;
 
 use self::table::Table;
 use self::vnet::Fabric;
+use crate::node::annotations::Annotations;
 
 /// How long tasks may take to end once they are told to.
 const STOP: Duration = Duration::from_secs(2);
@@ -160,6 +161,8 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub node_name: String,
+    /// Where parts of the network leave what the Node object shall say.
+    pub(crate) annotations: Annotations,
     /// Addresses of this node's pods; its first host address is the node's own.
     pub pod_cidr: Ipv4Net,
     /// Addresses of all pods of the cluster: what is in it and not on this node is on another node, never outside.
@@ -217,6 +220,7 @@ impl Default for Config {
         };
         Self {
             node_name: "node".to_owned(),
+            annotations: Annotations::default(),
             pod_cidr: net(100, 64, 0, 0, 18),
             cluster_cidr: net(100, 64, 0, 0, 10),
             service_cidr: net(10, 96, 0, 0, 16),

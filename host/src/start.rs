@@ -1,5 +1,6 @@
 //! Starts a node: makes its parts, joins them, and ends them in order. Decides nothing about pods.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::images::{Images, OpenError};
 use crate::network::{self, Listening, Network};
+use crate::node::annotations::Annotations;
+use crate::node::status::Stage;
 use crate::node::{self, Identity, Keeper};
 use crate::pods::Pods;
 use crate::pods::context::{Context, Parts};
@@ -45,7 +48,8 @@ pub struct Config {
     /// Images that came with the program: (name, bytes); a name without tag means every tag.
     pub bundled: Vec<(String, &'static [u8])>,
     pub max_pods: u32,
-    pub pod_cidr: Ipv4Net,
+    /// Addresses of this node's pods; without them the node waits until a controller has given it some.
+    pub pod_cidr: Option<Ipv4Net>,
     /// Addresses of all pods of the cluster.
     pub cluster_cidr: Ipv4Net,
     pub service_cidr: Ipv4Net,
@@ -70,6 +74,8 @@ pub enum Error {
     Images(String),
     #[error("the WebAssembly runtime cannot start")]
     Runtime(#[source] runtime::RuntimeError),
+    #[error(transparent)]
+    PodCidr(#[from] node::registration::PodCidrError),
     #[error("the network cannot start")]
     Network(#[source] network::Error),
 }
@@ -80,6 +86,7 @@ pub struct Handle {
     endpoint: SocketAddr,
     node_name: String,
     registered: watch::Receiver<bool>,
+    stage: watch::Sender<Stage>,
     synced: watch::Receiver<bool>,
     /// Ends pods, registration and everything else, in two steps.
     stop_pods: CancellationToken,
@@ -111,14 +118,15 @@ impl Config {
             mirrors: Vec::new(),
             bundled: Vec::new(),
             max_pods: 5_000,
-            pod_cidr: network.pod_cidr,
+            pod_cidr: Some(network.pod_cidr),
             cluster_cidr: network.cluster_cidr,
             service_cidr: network.service_cidr,
         }
     }
 }
 
-/// Starts everything and returns at once; [`Handle::ready`] tells when the Node is registered. Call inside a tokio runtime.
+/// Starts everything and returns at once (without a podCIDR of its own: once the API has given it one); [`Handle::ready`]
+/// tells when the Node is registered. Call inside a tokio runtime.
 pub async fn start(config: Config) -> Result<Handle, Error> {
     raise_descriptor_limit();
     let unusable = |path: &std::path::Path, source| Error::DataDir {
@@ -154,31 +162,48 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         cache_dir: directory("compiled"),
     })
     .map_err(Error::Runtime)?;
-    let network = network(&config)?;
     let machine = node::machine::describe(&config.data_dir);
     let identity = Identity {
         name: config.node_name.clone(),
         address: endpoint.ip().to_string(),
         port: endpoint.port(),
-        pod_cidr: config.pod_cidr.to_string(),
+        pod_cidr: config.pod_cidr.map(|cidr| cidr.to_string()),
         max_pods: config.max_pods,
+        labels: BTreeMap::new(),
+        taints: Vec::new(),
         machine,
     };
     let (stop_pods, stop) = (CancellationToken::new(), CancellationToken::new());
     let (pod_tasks, tasks) = (TaskTracker::new(), TaskTracker::new());
-    let (recorder, writer) = events::channel(config.client.clone(), config.node_name.clone());
-    tasks.spawn(writer.run(stop.clone()));
-    let known = Known::default();
-    tasks.spawn(serve::run(listener, tls, known.clone(), stop.clone()));
+    let annotations = Annotations::default();
     let (registered, registered_seen) = watch::channel(false);
+    let (stage, stage_seen) = watch::channel(match config.pod_cidr {
+        Some(_) => Stage::Running,
+        None => Stage::Starting,
+    });
     let keeper = Keeper {
         client: config.client.clone(),
         data_dir: config.data_dir.clone(),
         images: images.clone(),
+        annotations: annotations.clone(),
+        stage: stage_seen,
         registered,
+        told: watch::Sender::new(None),
         identity: identity.clone(),
     };
+    // A start that fails, or is given up, leaves nobody behind who says that there is a node.
+    let given_up = stop.clone().drop_guard();
     tasks.spawn(keeper.run(stop.clone()));
+    let pod_cidr = match config.pod_cidr {
+        Some(cidr) => cidr,
+        None => node::registration::pod_cidr(&config.client, &config.node_name).await?,
+    };
+    let network = network(&config, pod_cidr, annotations)?;
+    stage.send_replace(Stage::Running);
+    let (recorder, writer) = events::channel(config.client.clone(), config.node_name.clone());
+    tasks.spawn(writer.run(stop.clone()));
+    let known = Known::default();
+    tasks.spawn(serve::run(listener, tls, known.clone(), stop.clone()));
     let context = Context::new(Parts {
         node_name: config.node_name.clone(),
         host_ip: identity.address.clone(),
@@ -196,11 +221,13 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     let pods = Pods::new(Arc::new(context), stop_pods.clone(), GRACE);
     let synced = pods.synced();
     pod_tasks.spawn(pods.run());
+    given_up.disarm();
     Ok(Handle {
         network,
         endpoint,
         node_name: config.node_name,
         registered: registered_seen,
+        stage,
         synced,
         stop_pods,
         stop,
@@ -210,10 +237,15 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     })
 }
 
-fn network(config: &Config) -> Result<Arc<Network>, Error> {
+fn network(
+    config: &Config,
+    pod_cidr: Ipv4Net,
+    annotations: Annotations,
+) -> Result<Arc<Network>, Error> {
     let network = Network::new(network::Config {
         node_name: config.node_name.clone(),
-        pod_cidr: config.pod_cidr,
+        annotations,
+        pod_cidr,
         cluster_cidr: config.cluster_cidr,
         service_cidr: config.service_cidr,
         service_address: config.service_address,

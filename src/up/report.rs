@@ -1,13 +1,4 @@
-//! What a person sees: progress on standard error, the table on standard output. Knows how to print, nothing else.
-
-use std::io::Write as _;
-
-use tokio::time::Instant;
-
-/// Progress lines, each with the time since the start: ` 0.213s  node ready`.
-pub(crate) struct Progress {
-    start: Instant,
-}
+//! The table a person sees on standard output. Knows how to print, nothing else.
 
 /// One row of the table.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -17,26 +8,6 @@ pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) status: String,
     pub(crate) address: String,
-}
-
-// === impl Progress ===
-
-impl Progress {
-    pub(crate) fn new() -> Self {
-        Self {
-            start: Instant::now(),
-        }
-    }
-
-    pub(crate) fn say(&self, text: &str) {
-        let elapsed = self.start.elapsed().as_secs_f64();
-        let _ = writeln!(std::io::stderr(), "{elapsed:7.3}s  {text}");
-    }
-}
-
-/// Prints lines on standard output; a closed pipe is nobody's failure.
-pub(crate) fn print(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Rows under a heading, columns as wide as they must be.

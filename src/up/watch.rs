@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use super::apply::{self, Applied};
 use super::manifests::Manifest;
 use super::ready::{self, Verdict};
-use super::report::{self, Progress, Row};
+use super::report::{self, Row};
 use super::{Args, Cluster};
+use crate::progress::{self, Progress};
 
 /// How long an interactive start waits before it shows the table as things stand.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
@@ -44,7 +45,7 @@ pub(super) async fn serve(
     if args.exit_when_ready {
         return Ok(verdict(cluster, &watched, refused, progress).await);
     }
-    report::print(&format!(
+    progress::print(&format!(
         "export KUBECONFIG={}",
         cluster.kubeconfig.display()
     ));
@@ -167,7 +168,7 @@ fn announce(said: &mut BTreeMap<String, String>, entry: &Watched, progress: &Pro
 fn print(cluster: &Cluster, watched: &[Watched]) {
     let rows: Vec<Row> = watched.iter().map(|entry| row(cluster, entry)).collect();
     if !rows.is_empty() {
-        report::print(&report::table(&rows));
+        progress::print(&report::table(&rows));
     }
 }
 

@@ -1,14 +1,20 @@
 //! Creates the Node object, or takes over the one of an earlier process with the same name.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
 use types::well_known::{LABEL_ARCH, LABEL_HOSTNAME, LABEL_OS, LABEL_RUNTIME, RUNTIME_WASM};
 
 use super::Identity;
+
+/// How often somebody is told that the node waits for its addresses.
+const REMIND: Duration = Duration::from_secs(15);
 
 /// The Node as the API has it afterwards, with `status`.
 pub(super) async fn register(
@@ -20,12 +26,13 @@ pub(super) async fn register(
     let node = Node {
         metadata: ObjectMeta {
             name: Some(identity.name.clone()),
-            labels: Some(labels(identity)),
+            labels: Some(all_labels(identity)),
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec {
-            pod_cidr: Some(identity.pod_cidr.clone()),
-            pod_cidrs: Some(vec![identity.pod_cidr.clone()]),
+            pod_cidr: identity.pod_cidr.clone(),
+            pod_cidrs: identity.pod_cidr.clone().map(|cidr| vec![cidr]),
+            taints: Some(identity.taints.clone()).filter(|taints| !taints.is_empty()),
             ..NodeSpec::default()
         }),
         status: Some(status.clone()),
@@ -53,8 +60,10 @@ pub(super) async fn register(
                 .spec
                 .as_ref()
                 .and_then(|spec| spec.pod_cidr.as_deref());
-            if cidr.is_some_and(|cidr| cidr != identity.pod_cidr) {
-                tracing::warn!(was = ?cidr, is = %identity.pod_cidr, "The node was registered with another pod CIDR");
+            if let (Some(is), Some(wanted)) = (cidr, identity.pod_cidr.as_deref())
+                && is != wanted
+            {
+                tracing::warn!(was = %is, is = %wanted, "The node was registered with another pod CIDR");
             }
         }
         Err(error) => return Err(error),
@@ -72,6 +81,53 @@ pub(super) async fn write_status(
     let patch = serde_json::json!({"status": status});
     api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))
         .await
+}
+
+/// Waits until a controller has given the node its range of addresses. As long as it takes: the caller may go away.
+pub(crate) async fn pod_cidr(client: &Client, name: &str) -> Result<Ipv4Net, PodCidrError> {
+    let api: Api<Node> = Api::all(client.clone());
+    let given = |node: Option<&Node>| node.and_then(of).is_some();
+    loop {
+        let waiting = await_condition(api.clone(), name, given);
+        match tokio::time::timeout(REMIND, waiting).await {
+            Ok(Ok(node)) => {
+                if let Some(cidr) = node.as_ref().and_then(of) {
+                    return cidr.parse().map_err(|_| PodCidrError {
+                        node: name.to_owned(),
+                        cidr: cidr.to_owned(),
+                    });
+                }
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(node = %name, %error, "Failed to watch the node's own object");
+                tokio::time::sleep(super::AGAIN).await;
+            }
+            Err(_) => tracing::warn!(
+                node = %name,
+                "No controller has given this node a range of pod addresses (spec.podCIDR) yet: are the controllers running, and is there room in their --cluster-cidr?"
+            ),
+        }
+    }
+}
+
+fn of(node: &Node) -> Option<&str> {
+    let cidr = node.spec.as_ref()?.pod_cidr.as_deref()?;
+    (!cidr.is_empty()).then_some(cidr)
+}
+
+/// The range cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("node {node}: spec.podCIDR {cidr:?} is no IPv4 range")]
+pub struct PodCidrError {
+    node: String,
+    cidr: String,
+}
+
+/// At registration; later only [`labels`] are kept true.
+fn all_labels(identity: &Identity) -> BTreeMap<String, String> {
+    let mut all = identity.labels.clone();
+    all.extend(labels(identity));
+    all
 }
 
 fn labels(identity: &Identity) -> BTreeMap<String, String> {

@@ -30,6 +30,17 @@ const LEAST_DISK: u64 = 1024 * MIB;
 /// So many threads in use of a hundred possible are pressure.
 const MOST_THREADS_PERCENT: u64 = 90;
 
+/// What the node as a whole is doing.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Stage {
+    /// It has no network yet.
+    Starting,
+    #[default]
+    Running,
+    /// It was told to stop and ends its pods.
+    ShuttingDown,
+}
+
 pub(crate) fn capacity(machine: &Machine, max_pods: u32) -> BTreeMap<String, Quantity> {
     BTreeMap::from([
         (
@@ -66,6 +77,7 @@ pub(crate) fn allocatable(capacity: &BTreeMap<String, Quantity>) -> BTreeMap<Str
 
 pub(crate) fn status(
     identity: &Identity,
+    stage: Stage,
     readings: &Readings,
     images: Vec<ContainerImage>,
     old: Option<&NodeStatus>,
@@ -80,7 +92,7 @@ pub(crate) fn status(
     let mut conditions = old
         .and_then(|old| old.conditions.clone())
         .unwrap_or_default();
-    for condition in own_conditions(machine, readings, now) {
+    for condition in own_conditions(machine, stage, readings, now) {
         condition::set(&mut conditions, condition);
     }
     NodeStatus {
@@ -121,7 +133,12 @@ fn listed(amounts: &BTreeMap<String, Quantity>) -> BTreeMap<String, ApiQuantity>
         .collect()
 }
 
-fn own_conditions(machine: &Machine, readings: &Readings, now: Timestamp) -> Vec<NodeCondition> {
+fn own_conditions(
+    machine: &Machine,
+    stage: Stage,
+    readings: &Readings,
+    now: Timestamp,
+) -> Vec<NodeCondition> {
     let least_disk = LEAST_DISK.min(machine.disk_bytes / 10);
     let memory = readings
         .memory_available
@@ -153,6 +170,23 @@ fn own_conditions(machine: &Machine, readings: &Readings, now: Timestamp) -> Vec
             "the kernel's figures could not be read",
         ),
     };
+    let ready = match stage {
+        Stage::Running => condition(
+            "Ready",
+            "True",
+            "KubeletReady",
+            "kubelet is posting ready status",
+        ),
+        Stage::Starting => condition(
+            "Ready",
+            "False",
+            "KubeletNotReady",
+            "container runtime network not ready: the node waits for its podCIDR",
+        ),
+        Stage::ShuttingDown => {
+            condition("Ready", "False", "KubeletNotReady", "node is shutting down")
+        }
+    };
     vec![
         pressure(
             "MemoryPressure",
@@ -178,12 +212,7 @@ fn own_conditions(machine: &Machine, readings: &Readings, now: Timestamp) -> Vec
                 "kubelet has sufficient PID available",
             ],
         ),
-        condition(
-            "Ready",
-            "True",
-            "KubeletReady",
-            "kubelet is posting ready status",
-        ),
+        ready,
     ]
 }
 
@@ -221,7 +250,9 @@ mod tests {
             name: "n1".to_owned(),
             address: "127.0.0.1".to_owned(),
             port: 10250,
-            pod_cidr: "100.64.0.0/18".to_owned(),
+            pod_cidr: Some("100.64.0.0/18".to_owned()),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
             max_pods: 100,
             machine: Machine {
                 cpus: 2,
@@ -256,6 +287,7 @@ mod tests {
     fn a_healthy_machine_is_ready_without_pressure() {
         let status = status(
             &identity(),
+            Stage::Running,
             &readings(4 << 30, 50 << 30),
             Vec::new(),
             None,
@@ -274,6 +306,7 @@ mod tests {
     fn what_runs_short_is_pressure_and_what_is_unknown_is_said_so() {
         let short = status(
             &identity(),
+            Stage::Running,
             &readings(10 << 20, 10 << 20),
             Vec::new(),
             None,
@@ -286,14 +319,43 @@ mod tests {
             ),
             ("True", "True")
         );
-        let blind = status(&identity(), &Readings::default(), Vec::new(), None, at(0));
+        let blind = status(
+            &identity(),
+            Stage::Running,
+            &Readings::default(),
+            Vec::new(),
+            None,
+            at(0),
+        );
         assert_eq!(state(&blind, "MemoryPressure"), "Unknown");
+    }
+
+    #[test]
+    fn a_node_that_starts_or_stops_is_not_ready_and_says_why() {
+        for (stage, why) in [
+            (Stage::Starting, "network not ready"),
+            (Stage::ShuttingDown, "node is shutting down"),
+        ] {
+            let readings = readings(4 << 30, 50 << 30);
+            let status = status(&identity(), stage, &readings, Vec::new(), None, at(0));
+            let mut conditions = status.conditions.iter().flatten();
+            let ready = conditions.find(|condition| condition.type_ == "Ready");
+            let ready = ready.expect("a condition");
+            assert_eq!(ready.status, "False");
+            assert!(
+                ready
+                    .message
+                    .as_ref()
+                    .is_some_and(|text| text.contains(why))
+            );
+        }
     }
 
     #[test]
     fn a_heartbeat_alone_is_no_change() {
         let first = status(
             &identity(),
+            Stage::Running,
             &readings(4 << 30, 50 << 30),
             Vec::new(),
             None,
@@ -301,6 +363,7 @@ mod tests {
         );
         let second = status(
             &identity(),
+            Stage::Running,
             &readings(3 << 30, 49 << 30),
             Vec::new(),
             Some(&first),
@@ -309,6 +372,7 @@ mod tests {
         assert!(same(&first, &second));
         let third = status(
             &identity(),
+            Stage::Running,
             &readings(1 << 20, 49 << 30),
             Vec::new(),
             Some(&first),

@@ -8,16 +8,25 @@
 //! | `kubelet-client` | the API server calling a node | CN `kube-apiserver-kubelet-client`, O `system:masters` |
 //! | `node-NAME` | a node, as server and client | CN `system:node:NAME`, O `system:nodes` |
 //!
+//! | `sa` | service accounts' tokens | a key alone (EC P-256) |
+//!
 //! Files (mode 0600) are used again on the next start; a leaf that is about to expire, or that does not cover an address
-//! it is wanted for, is issued anew. Private keys never leave this directory but through [`Identity`].
+//! it is wanted for, is issued anew. Private keys never leave this directory but through [`Identity`]. Where several
+//! servers share a store, `ca` and `sa` are in the store ([`material`]), and each server signs its own leaves.
 
 mod files;
 pub mod kubeconfig;
+mod material;
+mod shown;
+mod sign;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::store;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
@@ -29,6 +38,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 use types::well_known::{GROUP_MASTERS, GROUP_NODES, USER_KUBELET_CLIENT};
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+pub use self::material::Material;
+pub use self::material::RESOURCE as MATERIAL;
+pub use self::shown::Shown;
 
 /// A certificate and its private key, both PEM.
 #[derive(Clone)]
@@ -42,6 +55,8 @@ pub struct Identity {
 pub struct Pki {
     ca_pem: Arc<str>,
     issuer: Arc<Issuer<'static, KeyPair>>,
+    service_account_key: Arc<str>,
+    service_account_public_key: Arc<str>,
     /// `None` keeps everything in memory.
     directory: Option<PathBuf>,
     now: jiff::Timestamp,
@@ -59,6 +74,10 @@ pub enum Error {
     Make { name: String, source: rcgen::Error },
     #[error("cannot read the certificate of {name}: {reason}")]
     Read { name: String, reason: String },
+    #[error("cannot keep {name} in the store")]
+    Store { name: String, source: store::Error },
+    #[error("no certificate can be for the usage {0:?}")]
+    Usage(String),
     #[error("cannot set up TLS for {name}")]
     Tls { name: String, source: rustls::Error },
 }
@@ -75,6 +94,8 @@ struct Leaf<'a> {
     client: bool,
 }
 
+/// Certificates begin this much before they are made, as clocks differ.
+const BACKDATE: time::Duration = time::Duration::hours(1);
 const CA_DAYS: i64 = 3650;
 const LEAF_DAYS: i64 = 365;
 /// A leaf with less than a part in this many of its life left is issued anew at start.
@@ -89,29 +110,64 @@ impl Pki {
         if let Some(directory) = &directory {
             files::make_directory(directory)?;
         }
-        let existing = match &directory {
-            Some(directory) => files::read(directory, "ca")?,
-            None => None,
+        let material = match &directory {
+            Some(directory) => Material::in_files(directory, now)?,
+            None => Material::in_memory(now)?,
         };
-        let ca = match existing {
-            Some(ca) => ca,
-            None => {
-                let ca = make_ca(now)?;
-                if let Some(directory) = &directory {
-                    files::write(directory, "ca", &ca)?;
-                }
-                ca
-            }
-        };
+        Self::of(material, directory, now)
+    }
+
+    /// With an authority that is kept elsewhere; the directory is for leaves.
+    pub fn with(
+        material: Material,
+        directory: Option<&Path>,
+        now: jiff::Timestamp,
+    ) -> Result<Self, Error> {
+        let directory = directory.map(|directory| directory.join("pki"));
+        if let Some(directory) = &directory {
+            files::make_directory(directory)?;
+        }
+        Self::of(material, directory, now)
+    }
+
+    fn of(
+        material: Material,
+        directory: Option<PathBuf>,
+        now: jiff::Timestamp,
+    ) -> Result<Self, Error> {
+        let Material {
+            ca,
+            service_account_key,
+        } = material;
         let key = KeyPair::from_pem(&ca.key_pem).map_err(|source| make("the CA", source))?;
         let issuer = Issuer::from_ca_cert_pem(&ca.certificate_pem, key)
             .map_err(|source| make("the CA", source))?;
         Ok(Self {
             ca_pem: Arc::from(ca.certificate_pem),
             issuer: Arc::new(issuer),
+            service_account_public_key: material::public_half(&service_account_key)?,
+            service_account_key: service_account_key.into(),
             directory,
             now,
         })
+    }
+
+    /// The same authority at another time: leaves are judged and issued as of `now`.
+    pub fn at(&self, now: jiff::Timestamp) -> Self {
+        Self {
+            now,
+            ..self.clone()
+        }
+    }
+
+    /// What signs service accounts' tokens: PEM, PKCS8, EC P-256. The same for all servers of a cluster.
+    pub fn service_account_key(&self) -> &str {
+        &self.service_account_key
+    }
+
+    /// Its public half: PEM, SubjectPublicKeyInfo.
+    pub fn service_account_public_key(&self) -> &str {
+        &self.service_account_public_key
     }
 
     pub fn ca_pem(&self) -> &str {
@@ -185,8 +241,17 @@ impl Pki {
         })
     }
 
+    /// What the API's listener shows: the leaf and the authority, so that whoever joins can compare the authority with
+    /// what its token says within the first handshake.
+    pub fn chain(&self, identity: &Identity) -> Identity {
+        Identity {
+            certificate_pem: format!("{}{}", identity.certificate_pem, self.ca_pem),
+            key_pem: identity.key_pem.clone(),
+        }
+    }
+
     /// Offers h2 and http/1.1; a client may show a certificate of this CA, and one of any other authority is refused.
-    pub fn server_config(&self, identity: &Identity) -> Result<rustls::ServerConfig, Error> {
+    pub fn server_config(&self, shown: Arc<Shown>) -> Result<rustls::ServerConfig, Error> {
         let tls = |source| Error::Tls {
             name: "the API's listener".to_owned(),
             source,
@@ -197,32 +262,39 @@ impl Pki {
                 .allow_unauthenticated()
                 .build()
                 .map_err(|error| tls(rustls::Error::General(error.to_string())))?;
-        let (chain, key) = identity.der()?;
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(tls)?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key)
-            .map_err(tls)?;
+            .with_cert_resolver(shown);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(config)
     }
 
-    /// Trusts this CA only and shows `identity`.
-    pub fn client_config(&self, identity: &Identity) -> Result<rustls::ClientConfig, Error> {
+    /// Trusts this CA only and shows what is in `shown`.
+    pub fn client_config(&self, shown: Arc<Shown>) -> Result<rustls::ClientConfig, Error> {
         let tls = |source| Error::Tls {
             name: "calls to nodes".to_owned(),
             source,
         };
-        let (chain, key) = identity.der()?;
-        rustls::ClientConfig::builder_with_provider(Arc::new(
-            rustls::crypto::ring::default_provider(),
-        ))
-        .with_safe_default_protocol_versions()
-        .map_err(tls)?
-        .with_root_certificates(self.roots()?)
-        .with_client_auth_cert(chain, key)
-        .map_err(tls)
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(tls)?
+            .with_root_certificates(self.roots()?)
+            .with_client_cert_resolver(shown);
+        Ok(config)
+    }
+
+    /// When the authority's own certificate ends.
+    fn ends(&self) -> OffsetDateTime {
+        let ends = || {
+            let ca = CertificateDer::from_pem_slice(self.ca_pem.as_bytes()).ok()?;
+            let (_, ca) = X509Certificate::from_der(&ca).ok()?;
+            let end = ca.validity().not_after.timestamp();
+            OffsetDateTime::from_unix_timestamp(end).ok()
+        };
+        ends().unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
     fn roots(&self) -> Result<RootCertStore, Error> {
@@ -366,14 +438,11 @@ fn make_ca(now: jiff::Timestamp) -> Result<Identity, Error> {
     })
 }
 
-/// From an hour ago (clocks differ) for `days`.
+/// For `days` from now.
 fn validity(now: jiff::Timestamp, days: i64) -> (OffsetDateTime, OffsetDateTime) {
     let now =
         OffsetDateTime::from_unix_timestamp(now.as_second()).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    (
-        now - time::Duration::hours(1),
-        now + time::Duration::days(days),
-    )
+    (now - BACKDATE, now + time::Duration::days(days))
 }
 
 fn make(name: &str, source: rcgen::Error) -> Error {
@@ -387,83 +456,5 @@ fn read(name: &str, reason: String) -> Error {
     Error::Read {
         name: name.to_owned(),
         reason,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::auth::User;
-
-    fn at(second: i64) -> jiff::Timestamp {
-        jiff::Timestamp::from_second(second).expect("a time")
-    }
-
-    const NOW: i64 = 1_800_000_000;
-
-    #[test]
-    fn files_are_private_and_used_again() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let directory = tempfile::tempdir().expect("a directory");
-        let first = Pki::open(Some(directory.path()), at(NOW)).expect("made");
-        let admin = first.admin().expect("made");
-        let second = Pki::open(Some(directory.path()), at(NOW + 60)).expect("read");
-        assert_eq!(second.ca_pem(), first.ca_pem());
-        assert_eq!(second.admin().expect("read").key_pem, admin.key_pem);
-        let key = directory.path().join("pki/admin.key");
-        let mode = std::fs::metadata(key).expect("there").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_leaf_is_issued_anew_when_it_expires_or_lacks_an_address() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let service = IpAddr::from([10, 96, 0, 1]);
-        let open = |now| Pki::open(Some(directory.path()), at(now)).expect("opens");
-        let serve = |now, addresses: &[IpAddr]| {
-            let identity = open(now).api_server(service, addresses, &[]);
-            identity.expect("made").key_pem
-        };
-        let first = serve(NOW, &[]);
-        assert_eq!(serve(NOW, &[]), first, "nothing changed");
-        let wider = serve(NOW, &[IpAddr::from([192, 0, 2, 7])]);
-        assert_ne!(wider, first, "a new address");
-        let later = serve(NOW + 340 * 86_400, &[IpAddr::from([192, 0, 2, 7])]);
-        assert_ne!(later, wider, "25 days left");
-        let third = serve(NOW + (340 + 250) * 86_400, &[IpAddr::from([192, 0, 2, 7])]);
-        assert_ne!(third, later, "less than a third of its life left");
-    }
-
-    #[test]
-    fn a_leaf_of_another_authority_is_issued_anew() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let open = || Pki::open(Some(directory.path()), at(NOW)).expect("opens");
-        let first = open().admin().expect("made");
-        for file in ["pki/ca.crt", "pki/ca.key"] {
-            std::fs::remove_file(directory.path().join(file)).expect("was there");
-        }
-        let second = open().admin().expect("made");
-        assert_ne!(second.key_pem, first.key_pem, "the authority is a new one");
-        assert_eq!(open().admin().expect("read").key_pem, second.key_pem);
-    }
-
-    #[test]
-    fn the_admin_certificate_names_a_master() {
-        let pki = Pki::open(None, at(NOW)).expect("made");
-        let (chain, _) = pki.admin().expect("made").der().expect("PEM");
-        let user = User::from_certificate(&chain[0]).expect("names somebody");
-        assert_eq!(user.name, "kubernetes-admin");
-        assert_eq!(user.groups, ["system:masters", "system:authenticated"]);
-        let node = pki.node("n1", &[IpAddr::from([127, 0, 0, 1])]);
-        let (chain, _) = node.expect("made").der().expect("PEM");
-        let user = User::from_certificate(&chain[0]).expect("names somebody");
-        assert_eq!(user.name, "system:node:n1");
-        pki.server_config(
-            &pki.api_server(IpAddr::from([10, 96, 0, 1]), &[], &[])
-                .expect("made"),
-        )
-        .expect("a server");
-        pki.client_config(&pki.kubelet_client().expect("made"))
-            .expect("a client");
     }
 }

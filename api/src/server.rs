@@ -34,7 +34,7 @@ use crate::auth::User;
 use crate::handlers::{self, Api, Room, Settings};
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
-use crate::pki::{self, Pki, kubeconfig};
+use crate::pki::{self, Pki, Shown, kubeconfig};
 use crate::store::{self, Store, memory::Memory, sqlite::Sqlite};
 use crate::{furniture, kinds, registry, schema};
 
@@ -152,8 +152,8 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
     let local = listener.local_addr().map_err(failed)?;
     let (names, addresses) = names(&config, local);
-    let identity = pki.api_server(service.into(), &addresses, &names)?;
-    let tls = pki.server_config(&identity)?;
+    let serving = pki.api_server(service.into(), &addresses, &names)?;
+    let tls = pki.server_config(Shown::new(&pki.chain(&serving))?)?;
     let api = Arc::new(Api {
         cache: Arc::clone(store.cache()),
         store,
@@ -164,7 +164,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
             node_ports: config.node_ports.clone(),
             advertised: advertised(local),
         },
-        nodes: Nodes::new(pki.client_config(&pki.kubelet_client()?)?),
+        nodes: Nodes::new(pki.client_config(Shown::new(&pki.kubelet_client()?)?)?),
         metrics: Metrics::default(),
         stopping: CancellationToken::new(),
         room: Room::default(),

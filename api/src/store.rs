@@ -22,6 +22,7 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 
 use crate::cache::Cache;
 
@@ -42,6 +43,12 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Dropping the future does not take the operations back: they may still happen.
     async fn commit(&self, operations: Vec<Operation>) -> Result<Vec<Arc<Stored>>, Error>;
+
+    /// Waits until the cache has everything that was acknowledged, by whichever process, before this call. `None` where
+    /// only this process writes: then the cache has it already.
+    fn newest(&self) -> Option<BoxFuture<'_, Result<(), Error>>> {
+        None
+    }
 
     /// Forgets history up to and including `through` (at most the newest revision). Retention does this by itself;
     /// this is for whoever wants it sooner.

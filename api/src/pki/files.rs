@@ -18,18 +18,22 @@ pub(super) fn make_directory(path: &Path) -> Result<(), Error> {
 /// `None` when either file is missing.
 pub(super) fn read(directory: &Path, name: &str) -> Result<Option<Identity>, Error> {
     let (certificate, key) = paths(directory, name);
-    let text = |path: &Path| match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(failed("read", path, source)),
-    };
-    Ok(match (text(&certificate)?, text(&key)?) {
+    Ok(match (read_text(&certificate)?, read_text(&key)?) {
         (Some(certificate_pem), Some(key_pem)) => Some(Identity {
             certificate_pem,
             key_pem,
         }),
         _ => None,
     })
+}
+
+/// `None` when the file is missing.
+pub(super) fn read_text(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed("read", path, source)),
+    }
 }
 
 /// The key first: a certificate without its key would look like a pair that was never finished.

@@ -284,6 +284,7 @@ impl Network {
         self.followers.spawn(services::run(
             client.clone(),
             self.tables.clone(),
+            Arc::clone(&self.fabric.nodes),
             self.fabric.stop.clone(),
         ));
         self.followers.close();

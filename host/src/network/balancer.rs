@@ -1,43 +1,54 @@
 //! Which endpoint gets a connection or a request. PURE: takes the time and the dice, does no I/O, reads no clock.
 //!
-//! Power of two choices: of two endpoints drawn at random the one with less in flight. With equal load that is a uniform
-//! draw; with a slow endpoint it drains to the others. Endpoints that refused lately, and those this request has tried,
-//! are passed over while there is another.
+//! Endpoints come in tiers: those the Service's topology prefers here, the other ready ones, and those that are terminating
+//! but still serve. A tier is used while one in it is usable: not tried for this request, not ejected, on a node that
+//! answers. Within a tier it is power of two choices: of two endpoints drawn at random the one with less in flight; one on
+//! this very node wins against one elsewhere unless it is clearly busier. With equal load that is a uniform draw; a slow
+//! endpoint drains to the others.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+mod affinity;
+mod load;
+#[cfg(test)]
+mod simulation;
+
+use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 
-/// How long an endpoint that refused is passed over: 500 ms, doubling with each refusal in a row up to 8 s.
-const EJECTION: Duration = Duration::from_millis(500);
-const EJECTION_DOUBLINGS: u32 = 4;
-/// Clients one Service port remembers for `sessionAffinity: ClientIP`; beyond, the longest unseen is forgotten.
-const AFFINITY_CLIENTS: usize = 10_000;
+pub(crate) use affinity::{Affinity, assign};
+pub(crate) use load::{InFlight, Load};
+
+use super::nodes::Node;
+
 /// Endpoints tried for one request, at most.
 pub(crate) const ATTEMPTS: usize = 4;
+/// An endpoint on this node wins while it has at most twice as much in flight as the other, and this much more.
+const LOCAL_SLACK: u32 = 2;
+/// One draw in so many goes elsewhere all the same: an endpoint nobody asks is an endpoint nobody knows.
+const EXPLORE: usize = 8;
+/// At most one endpoint in so many is ejected for bad answers, but one always may be, if it is not the only one.
+const EJECTED_SHARE: usize = 3;
 
 /// Milliseconds on a monotonic clock.
 pub(crate) type Millis = u64;
-
-/// How busy one endpoint address is; shared by every Service that has it, and kept when tables are rebuilt.
-#[derive(Debug, Default)]
-pub(crate) struct Load {
-    in_flight: AtomicU32,
-    refusals: AtomicU32,
-    ejected_until: AtomicU64,
-}
-
-/// One thing in flight to an endpoint; dropping it ends it.
-#[derive(Debug)]
-pub(crate) struct InFlight(Arc<Load>);
 
 /// Where a Service sends.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     pub(crate) load: Arc<Load>,
+    /// `None` when nobody said where it is: outside the cluster, mostly.
+    pub(crate) node: Option<Arc<Node>>,
+}
+
+/// Where a Service's port leads: all of it as a slice, best first.
+#[derive(Debug, Default)]
+pub(crate) struct Endpoints {
+    all: Box<[Arc<Endpoint>]>,
+    /// The first so many are what topology prefers here; none when it prefers nothing.
+    near: usize,
+    /// The first so many are ready; the others still serve while they terminate.
+    ready: usize,
 }
 
 /// Endpoints one request has been refused by. At most [`ATTEMPTS`], no allocation.
@@ -47,87 +58,151 @@ pub(crate) struct Tried {
     count: usize,
 }
 
-/// Clients' endpoints for `sessionAffinity: ClientIP`.
-#[derive(Debug, Default)]
-pub(crate) struct Affinity {
-    clients: HashMap<IpAddr, (SocketAddr, Millis)>,
-}
-
 /// Picks one of `endpoints`, or `None` when all were tried or there is none. `below(n)` draws from `0..n`.
 pub(crate) fn pick<'a>(
-    endpoints: &'a [Arc<Endpoint>],
+    endpoints: &'a Endpoints,
     tried: &Tried,
     now: Millis,
     mut below: impl FnMut(usize) -> usize,
 ) -> Option<&'a Arc<Endpoint>> {
-    let usable = |e: &Endpoint| !tried.contains(e.address) && !e.load.is_ejected(now);
-    match endpoints {
+    if let [only] = &*endpoints.all {
+        return (!tried.contains(only.address)).then_some(only);
+    }
+    for tier in endpoints.tiers() {
+        if let Some(picked) = pick_usable(tier, tried, now, &mut below) {
+            return Some(picked);
+        }
+    }
+    if endpoints.is_empty() {
+        return None;
+    }
+    // None is known to be well. Rather one that refused lately than one on a node that does not answer, than none.
+    let start = below(endpoints.len());
+    let walk = || endpoints[start..].iter().chain(&endpoints[..start]);
+    walk()
+        .find(|e| !tried.contains(e.address) && e.is_reachable())
+        .or_else(|| walk().find(|e| !tried.contains(e.address)))
+}
+
+fn pick_usable<'a>(
+    tier: &'a [Arc<Endpoint>],
+    tried: &Tried,
+    now: Millis,
+    below: &mut impl FnMut(usize) -> usize,
+) -> Option<&'a Arc<Endpoint>> {
+    match tier {
         [] => return None,
-        [only] => return (!tried.contains(only.address)).then_some(only),
+        [only] => return only.is_usable(tried, now).then_some(only),
         _ => {}
     }
-    let first = below(endpoints.len());
-    let mut second = below(endpoints.len() - 1);
+    let first = below(tier.len());
+    let mut second = below(tier.len() - 1);
     if second >= first {
         second += 1;
     }
-    let (first, second) = (&endpoints[first], &endpoints[second]);
-    match (usable(first), usable(second)) {
-        (true, true) => Some(if second.load.get() < first.load.get() {
-            second
-        } else {
-            first
-        }),
+    let (first, second) = (&tier[first], &tier[second]);
+    match (first.is_usable(tried, now), second.is_usable(tried, now)) {
+        (true, true) => Some(better(first, second, below)),
         (true, false) => Some(first),
         (false, true) => Some(second),
-        // Unlucky: walk from a random place. Ejected ones only if nothing else is left.
+        // Unlucky: walk from a random place.
         (false, false) => {
-            let start = below(endpoints.len());
-            let walk = || endpoints[start..].iter().chain(&endpoints[..start]);
-            walk()
-                .find(|e| usable(e))
-                .or_else(|| walk().find(|e| !tried.contains(e.address)))
+            let start = below(tier.len());
+            let mut walk = tier[start..].iter().chain(&tier[..start]);
+            walk.find(|e| e.is_usable(tried, now))
         }
     }
 }
 
-// === impl Load ===
+fn better<'a>(
+    first: &'a Arc<Endpoint>,
+    second: &'a Arc<Endpoint>,
+    below: &mut impl FnMut(usize) -> usize,
+) -> &'a Arc<Endpoint> {
+    let (here, there) = match (first.is_local(), second.is_local()) {
+        (true, false) => (first, second),
+        (false, true) => (second, first),
+        _ if second.load.get() < first.load.get() => return second,
+        _ => return first,
+    };
+    let (busy_here, busy_there) = (here.load.get(), there.load.get());
+    let clearly_busier = busy_here > busy_there.saturating_mul(2).saturating_add(LOCAL_SLACK);
+    if clearly_busier || (busy_there <= busy_here && below(EXPLORE) == 0) {
+        there
+    } else {
+        here
+    }
+}
 
-impl Load {
-    pub(crate) fn get(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+// === impl Endpoint ===
+
+impl Endpoint {
+    pub(crate) fn is_local(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| node.local)
     }
 
-    pub(crate) fn begin(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
+    fn is_reachable(&self) -> bool {
+        self.node.as_ref().is_none_or(|node| node.is_reachable())
     }
 
-    fn is_ejected(&self, now: Millis) -> bool {
-        self.ejected_until.load(Ordering::Relaxed) > now
+    fn is_usable(&self, tried: &Tried, now: Millis) -> bool {
+        !tried.contains(self.address) && self.is_reachable() && !self.load.is_ejected(now)
+    }
+}
+
+// === impl Endpoints ===
+
+impl Endpoints {
+    /// `all` in order: the first `near` are preferred here, the first `ready` are ready.
+    pub(crate) fn new(all: Vec<Arc<Endpoint>>, near: usize, ready: usize) -> Self {
+        let ready = ready.min(all.len());
+        Self {
+            near: near.min(ready),
+            ready,
+            all: all.into(),
+        }
     }
 
-    /// The endpoint refused a connection.
-    pub(crate) fn refused(&self, now: Millis) {
-        let times = self.refusals.fetch_add(1, Ordering::Relaxed);
-        let pause = EJECTION * 2_u32.pow(times.min(EJECTION_DOUBLINGS));
-        let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-        self.ejected_until
-            .store(now.saturating_add(pause), Ordering::Relaxed);
+    /// Preferred here, otherwise ready, terminating. Any of them may be empty.
+    fn tiers(&self) -> [&[Arc<Endpoint>]; 3] {
+        let (near, rest) = self.all.split_at(self.near);
+        let (ready, leaving) = rest.split_at(self.ready - self.near);
+        [near, ready, leaving]
     }
 
-    /// The endpoint answered.
-    pub(crate) fn succeeded(&self) {
-        if self.refusals.load(Ordering::Relaxed) != 0 {
-            self.refusals.store(0, Ordering::Relaxed);
-            self.ejected_until.store(0, Ordering::Relaxed);
+    /// Those that take new clients: the ready ones, or the terminating ones when none is.
+    pub(crate) fn current(&self) -> &[Arc<Endpoint>] {
+        match self.ready {
+            0 => &self.all,
+            ready => &self.all[..ready],
+        }
+    }
+
+    pub(crate) fn ready(&self) -> &[Arc<Endpoint>] {
+        &self.all[..self.ready]
+    }
+
+    /// `endpoint` answered with an error of its own, or not at all. Ejects it when that happened often and enough others
+    /// are left.
+    pub(crate) fn failed(&self, endpoint: &Endpoint, now: Millis) {
+        if !endpoint.load.failed() {
+            return;
+        }
+        let current = self.current();
+        let others = current.iter().filter(|e| e.address != endpoint.address);
+        let ejected = others.filter(|e| e.load.is_ejected(now)).count();
+        let most = (current.len() / EJECTED_SHARE).max(1);
+        if current.len() > 1 && ejected < most {
+            endpoint.load.eject_failing(now);
         }
     }
 }
 
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+impl Deref for Endpoints {
+    type Target = [Arc<Endpoint>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.all
     }
 }
 
@@ -148,63 +223,68 @@ impl Tried {
     }
 }
 
-// === impl Affinity ===
-
-impl Affinity {
-    /// The endpoint this client had within `timeout`, if it is still among `endpoints` and was not tried. Seeing the
-    /// client renews its time.
-    pub(crate) fn recall<'a>(
-        &mut self,
-        client: IpAddr,
-        endpoints: &'a [Arc<Endpoint>],
-        tried: &Tried,
-        now: Millis,
-        timeout: Duration,
-    ) -> Option<&'a Arc<Endpoint>> {
-        let (address, seen) = self.clients.get_mut(&client)?;
-        if Duration::from_millis(now.saturating_sub(*seen)) >= timeout || tried.contains(*address) {
-            return None;
-        }
-        let endpoint = endpoints.iter().find(|e| e.address == *address)?;
-        *seen = now;
-        Some(endpoint)
-    }
-
-    pub(crate) fn remember(&mut self, client: IpAddr, address: SocketAddr, now: Millis) {
-        if self.clients.len() >= AFFINITY_CLIENTS && !self.clients.contains_key(&client) {
-            // A tenth at once, so that the scan is rare.
-            let mut seen: Vec<Millis> = self.clients.values().map(|(_, seen)| *seen).collect();
-            let (_, oldest, _) = seen.select_nth_unstable(AFFINITY_CLIENTS / 10);
-            let oldest = *oldest;
-            self.clients.retain(|_, (_, seen)| *seen > oldest);
-        }
-        self.clients.insert(client, (address, now));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
     use proptest::prelude::*;
 
+    use super::super::nodes::Nodes;
     use super::*;
 
-    fn endpoint(n: u8) -> Arc<Endpoint> {
+    pub(super) fn endpoint(n: u8) -> Arc<Endpoint> {
+        on(n, None)
+    }
+
+    fn on(n: u8, node: Option<Arc<Node>>) -> Arc<Endpoint> {
         Arc::new(Endpoint {
             address: SocketAddr::from((Ipv4Addr::new(100, 64, 0, n), 8080)),
             load: Arc::default(),
+            node,
         })
     }
 
-    fn endpoints(n: u8) -> Vec<Arc<Endpoint>> {
-        (0..n).map(endpoint).collect()
+    pub(super) fn endpoints(n: u8) -> Endpoints {
+        Endpoints::new((0..n).map(endpoint).collect(), 0, usize::from(n))
+    }
+
+    /// Each on a node of its own; the first of them is here.
+    pub(super) fn remote(n: u8) -> (Endpoints, Vec<Arc<Node>>) {
+        let known = Nodes::new("node-0");
+        let nodes: Vec<_> = (0..n).map(|i| known.get(&format!("node-{i}"))).collect();
+        let all = (0..n).map(|i| on(i, Some(Arc::clone(&nodes[usize::from(i)]))));
+        (Endpoints::new(all.collect(), 0, usize::from(n)), nodes)
     }
 
     /// Dice from a list, over and over.
     fn dice(throws: Vec<usize>) -> impl FnMut(usize) -> usize {
         let mut throws = throws.into_iter().cycle();
         move |n| throws.next().unwrap_or(0) % n
+    }
+
+    /// Dice as good as any.
+    fn random(seed: u64) -> impl FnMut(usize) -> usize {
+        let mut state = seed | 1;
+        move |n| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state % n as u64).unwrap()
+        }
+    }
+
+    /// How often each is picked in 1,000 draws.
+    fn shares(all: &Endpoints, now: Millis) -> Vec<usize> {
+        let mut dice = random(7);
+        let mut counts = vec![0; all.len()];
+        for _ in 0..1_000 {
+            let picked = pick(all, &Tried::default(), now, &mut dice).unwrap();
+            counts[all
+                .iter()
+                .position(|e| e.address == picked.address)
+                .unwrap()] += 1;
+        }
+        counts
     }
 
     #[test]
@@ -223,19 +303,7 @@ mod tests {
     fn an_endpoint_that_refused_is_passed_over_for_a_while() {
         let all = endpoints(3);
         all[1].load.refused(1_000);
-        let mut seen = [0; 3];
-        for a in 0..3 {
-            for b in 0..2 {
-                for c in 0..3 {
-                    let picked = pick(&all, &Tried::default(), 1_400, dice(vec![a, b, c])).unwrap();
-                    seen[all
-                        .iter()
-                        .position(|e| e.address == picked.address)
-                        .unwrap()] += 1;
-                }
-            }
-        }
-        assert_eq!(seen[1], 0);
+        assert_eq!(shares(&all, 1_400)[1], 0);
         assert!(!all[1].load.is_ejected(1_500), "it gets another chance");
         all[1].load.refused(2_000);
         assert!(all[1].load.is_ejected(2_999), "the second pause is longer");
@@ -251,93 +319,124 @@ mod tests {
     }
 
     #[test]
-    fn a_client_keeps_its_endpoint_until_the_timeout() {
-        let all = endpoints(3);
-        let mut affinity = Affinity::default();
-        let client = IpAddr::from([10, 0, 0, 1]);
-        let timeout = Duration::from_secs(10);
-        let none = Tried::default();
-        affinity.remember(client, all[2].address, 0);
-        let recalled = affinity
-            .recall(client, &all, &none, 9_000, timeout)
-            .unwrap();
-        assert_eq!(recalled.address, all[2].address);
+    fn the_local_one_wins_unless_it_is_clearly_busier() {
+        let (all, _) = remote(2);
+        let shares_idle = shares(&all, 0);
         assert!(
-            affinity
-                .recall(client, &all, &none, 18_000, timeout)
-                .is_some()
+            shares_idle[0] > 800 && shares_idle[1] > 50,
+            "{shares_idle:?}"
         );
+        let busy: Vec<_> = (0..3).map(|_| all[0].load.begin()).collect();
+        assert_eq!(shares(&all, 0)[0], 0, "three here, none there");
+        let there = all[1].load.begin();
+        assert!(shares(&all, 0)[0] > 800, "three here, one there");
+        drop((busy, there));
+    }
+
+    #[test]
+    fn an_endpoint_on_a_node_that_does_not_answer_is_passed_over() {
+        let (all, nodes) = remote(3);
+        nodes[1].set_reachable(false);
+        assert_eq!(shares(&all, 0)[1], 0);
+        all[0].load.refused(0);
+        all[2].load.refused(0);
+        let shares_left = shares(&all, 1);
+        assert_eq!(shares_left[1], 0, "rather one that refused lately");
+        nodes[1].set_reachable(true);
+        assert_eq!(shares(&all, 1)[1], 1_000);
+    }
+
+    #[test]
+    fn tiers_are_used_in_order() {
+        let all = Endpoints::new((0..6).map(endpoint).collect(), 2, 4);
+        let counts = shares(&all, 0);
+        assert!(counts[0] > 400 && counts[1] > 400, "{counts:?}");
+        all[0].load.refused(0);
+        all[1].load.refused(0);
+        let counts = shares(&all, 1);
         assert!(
-            affinity
-                .recall(client, &all, &none, 28_000, timeout)
-                .is_none()
+            counts[2] > 400 && counts[3] > 400,
+            "what is ready elsewhere: {counts:?}"
         );
+        all[2].load.refused(0);
+        all[3].load.refused(0);
+        let counts = shares(&all, 1);
         assert!(
-            affinity
-                .recall(client, &all[..2], &none, 18_001, timeout)
-                .is_none(),
-            "an endpoint that is gone is not recalled"
+            counts[4] > 400 && counts[5] > 400,
+            "what still serves: {counts:?}"
         );
     }
 
     #[test]
-    fn affinity_is_bounded() {
-        let mut affinity = Affinity::default();
-        let address = endpoint(1).address;
-        for n in 0..30_000_u32 {
-            affinity.remember(IpAddr::from(n.to_be_bytes()), address, u64::from(n));
-        }
-        assert!(affinity.clients.len() <= AFFINITY_CLIENTS);
+    fn bad_answers_eject_a_bounded_share_and_never_the_only_one() {
+        let fail = |all: &Endpoints, which: usize, now| {
+            for _ in 0..5 {
+                all.failed(&all[which], now);
+            }
+        };
+        let one = endpoints(1);
+        fail(&one, 0, 0);
+        assert!(!one[0].load.is_ejected(0));
+        let all = endpoints(6);
+        (0..6).for_each(|i| fail(&all, i, 0));
+        let ejected = all.iter().filter(|e| e.load.is_ejected(1)).count();
+        assert_eq!(ejected, 2, "a third");
         assert!(
-            affinity
-                .clients
-                .contains_key(&IpAddr::from(29_999_u32.to_be_bytes()))
+            all.iter().all(|e| !e.load.is_ejected(5_000)),
+            "all come back"
         );
+        fail(&all, 0, 10_000);
+        assert!(all[0].load.is_ejected(19_999), "for longer the second time");
+        all[1].load.succeeded();
+        (0..4).for_each(|_| all.failed(&all[1], 20_000));
+        all[1].load.succeeded();
+        all.failed(&all[1], 20_000);
+        assert!(!all[1].load.is_ejected(20_000), "not five in a row");
     }
 
     proptest! {
         #[test]
         fn never_a_tried_one_and_always_one_when_there_is_one(
             count in 0_u8..8,
+            near in 0_usize..8,
+            ready in 0_usize..8,
             tried_bits in proptest::collection::vec(any::<bool>(), 8),
             ejected in proptest::collection::vec(any::<bool>(), 8),
+            away in proptest::collection::vec(any::<bool>(), 8),
             throws in proptest::collection::vec(any::<usize>(), 1..8),
         ) {
-            let all = endpoints(count);
+            let (all, nodes) = remote(count);
+            let all = Endpoints::new(all.to_vec(), near, ready);
             let mut tried = Tried::default();
             for (e, _) in all.iter().zip(&tried_bits).filter(|(_, t)| **t).take(ATTEMPTS) {
                 tried.add(e.address);
             }
-            for (e, _) in all.iter().zip(&ejected).filter(|(_, t)| **t) {
-                e.load.refused(0);
-            }
+            all.iter().zip(&ejected).filter(|(_, t)| **t).for_each(|(e, _)| e.load.refused(0));
+            nodes.iter().zip(&away).for_each(|(node, away)| node.set_reachable(!away));
             let left: Vec<_> = all.iter().filter(|e| !tried.contains(e.address)).collect();
-            match pick(&all, &tried, 1, dice(throws)) {
-                Some(picked) => {
-                    prop_assert!(!tried.contains(picked.address));
-                    if left.iter().any(|e| !e.load.is_ejected(1)) {
-                        prop_assert!(!picked.load.is_ejected(1), "a healthy one was left");
-                    }
+            let steady = assign(&all, &tried, 1, [10, 0, 0, 1].into());
+            for picked in [pick(&all, &tried, 1, dice(throws)), steady] {
+                let Some(picked) = picked else {
+                    prop_assert!(left.is_empty());
+                    continue;
+                };
+                prop_assert!(!tried.contains(picked.address));
+                if left.len() > 1 && left.iter().any(|e| e.is_usable(&tried, 1)) && all.len() > 1 {
+                    prop_assert!(picked.is_usable(&tried, 1), "a healthy one was left");
                 }
-                None => prop_assert!(left.is_empty()),
             }
         }
 
         #[test]
         fn load_spreads_evenly(count in 1_u8..10, seed in any::<u64>()) {
             let all = endpoints(count);
-            let mut state = seed | 1;
+            let mut dice = random(seed);
             let mut held = Vec::new();
             for _ in 0..usize::from(count) * 50 {
-                let picked = pick(&all, &Tried::default(), 0, |n| {
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    usize::try_from(state % n as u64).unwrap()
-                }).unwrap();
+                let picked = pick(&all, &Tried::default(), 0, &mut dice).unwrap();
                 held.push(picked.load.begin());
             }
-            for e in &all {
+            for e in all.iter() {
                 prop_assert!((40..=60).contains(&e.load.get()), "{} of 50 in flight", e.load.get());
             }
         }

@@ -196,7 +196,11 @@ impl Call<'_> {
             let load = endpoint.load.begin();
             match self.endpoint(endpoint.address, request, Some(load)).await {
                 Ok(response) => {
-                    endpoint.load.succeeded();
+                    if response.status().is_server_error() {
+                        port.endpoints.failed(&endpoint, self.fabric.now());
+                    } else {
+                        endpoint.load.succeeded();
+                    }
                     return Ok(response);
                 }
                 Err(HttpError::Returned {
@@ -210,7 +214,13 @@ impl Call<'_> {
                     }
                     reason = Some(why);
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    use HttpError::{Connect, Guest, Timeout};
+                    if matches!(error, Connect(_) | Guest(_) | Timeout(_)) {
+                        port.endpoints.failed(&endpoint, self.fabric.now());
+                    }
+                    return Err(error);
+                }
             }
         }
     }

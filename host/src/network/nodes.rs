@@ -16,6 +16,7 @@ pub(crate) struct Node {
     unreachable: AtomicBool,
 }
 
+#[derive(Default)]
 pub(crate) struct Nodes {
     own: Box<str>,
     all: RwLock<HashMap<Box<str>, Arc<Node>>>,
@@ -48,6 +49,15 @@ impl Nodes {
             });
             Arc::clone(node)
         })
+    }
+
+    /// This node's name.
+    pub(crate) fn own(&self) -> &str {
+        &self.own
+    }
+
+    pub(crate) fn is_own(&self, name: &str) -> bool {
+        *name == *self.own
     }
 
     /// Forgets nodes nobody refers to.

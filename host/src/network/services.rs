@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::Service as ServiceObject;
+use k8s_openapi::api::core::v1::{Node, Service as ServiceObject};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Api, Client, ResourceExt};
@@ -15,14 +16,15 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use types::well_known::LABEL_ZONE;
 
+use super::nodes::Nodes;
 use super::table::{Key, Loads, Service, Slice, Table};
 
 /// A burst of changes is published as one table: at most one in this time.
 const QUIET: Duration = Duration::from_millis(5);
 
 /// Everything known of Services and EndpointSlices. No I/O: events in, tables out.
-#[derive(Default)]
 pub(crate) struct Index {
     services: HashMap<Key, Arc<ServiceObject>>,
     slices: HashMap<Key, BTreeMap<String, Slice>>,
@@ -40,18 +42,24 @@ pub(crate) struct Index {
 enum Change {
     Service(Box<Event<ServiceObject>>),
     Slice(Box<Event<EndpointSlice>>),
+    /// Of this very node.
+    Node(Box<Event<PartialObjectMeta<Node>>>),
 }
 
 /// Runs until `stop`. Watch errors are retried with backoff inside kube's watcher; the last table stays meanwhile.
 pub(crate) async fn run(
     client: Client,
     tables: watch::Sender<Arc<Table>>,
+    nodes: Arc<Nodes>,
     stop: CancellationToken,
 ) {
     let services = follow(client.clone(), "Service").map(|event| Change::Service(Box::new(event)));
-    let slices = follow(client, "EndpointSlice").map(|event| Change::Slice(Box::new(event)));
-    let mut changes = std::pin::pin!(futures::stream::select(services, slices));
-    let mut index = Index::default();
+    let slices =
+        follow(client.clone(), "EndpointSlice").map(|event| Change::Slice(Box::new(event)));
+    let node = follow_node(client, nodes.own()).map(|event| Change::Node(Box::new(event)));
+    let changes = futures::stream::select(futures::stream::select(services, slices), node);
+    let mut changes = std::pin::pin!(changes);
+    let mut index = Index::new(nodes);
     let mut next_publish = Instant::now();
     loop {
         let pending = index.is_dirty();
@@ -65,6 +73,7 @@ pub(crate) async fn run(
             change = changes.next() => match change {
                 Some(Change::Service(event)) => index.service(*event),
                 Some(Change::Slice(event)) => index.slice(*event),
+                Some(Change::Node(event)) => index.node(*event),
                 None => return,
             }
         }
@@ -93,9 +102,55 @@ where
         .filter_map(|event| std::future::ready(event.ok()))
 }
 
+/// The metadata of this node's own object: its labels say where it is.
+fn follow_node(
+    client: Client,
+    name: &str,
+) -> impl Stream<Item = Event<PartialObjectMeta<Node>>> + use<> {
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    watch_objects(Api::<PartialObjectMeta<Node>>::all(client), config)
+        .default_backoff()
+        .inspect_err(|error| {
+            warn!(
+                kind = "Node",
+                error = error as &dyn std::error::Error,
+                "Watch failed"
+            );
+        })
+        .filter_map(|event| std::future::ready(event.ok()))
+}
+
 // === impl Index ===
 
 impl Index {
+    pub(crate) fn new(nodes: Arc<Nodes>) -> Self {
+        Self {
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            slice_owners: HashMap::new(),
+            dirty: HashSet::new(),
+            loads: Loads::new(nodes),
+            services_relisted: None,
+            slices_relisted: None,
+            services_listed: false,
+            slices_listed: false,
+        }
+    }
+
+    pub(crate) fn node(&mut self, event: Event<PartialObjectMeta<Node>>) {
+        let (Event::InitApply(node) | Event::Apply(node)) = event else {
+            return;
+        };
+        let zone = node
+            .labels()
+            .get(LABEL_ZONE)
+            .filter(|zone| !zone.is_empty());
+        if self.loads.set_zone(zone.cloned()) {
+            // What is near has changed for all of them.
+            self.dirty.extend(self.services.keys().cloned());
+        }
+    }
+
     /// Nothing is sent before both kinds were listed: half a table would refuse connections that should be accepted.
     fn is_dirty(&self) -> bool {
         self.services_listed && self.slices_listed && !self.dirty.is_empty()
@@ -197,6 +252,10 @@ impl Index {
 
     fn put_service(&mut self, key: Key, mut object: ServiceObject) {
         object.metadata.managed_fields = None;
+        if let Some(annotations) = &mut object.metadata.annotations {
+            // As large as all the rest, and nobody's business here.
+            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+        }
         self.services.insert(key.clone(), Arc::new(object));
         self.dirty.insert(key);
     }

@@ -2,6 +2,11 @@
 //!
 //! Readers hold an `Arc` of it and never wait. What outlives a table is shared through it: the load of an endpoint
 //! ([`Loads`]) and the memory of session affinity.
+//!
+//! A traffic policy makes a Service lead to other endpoints from here than from elsewhere, or for clients outside than for
+//! those inside: that is decided when the table is built, never when it is read.
+
+mod slice;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -9,9 +14,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
 
-use super::balancer::{Affinity, Endpoint, Load};
+use self::slice::Locality;
+pub(crate) use self::slice::Slice;
+use super::balancer::{Affinity, Endpoint, Endpoints, Load};
+use super::nodes::Nodes;
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds`, when absent.
 const AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);
@@ -51,7 +58,10 @@ pub(crate) struct Service {
     pub(crate) key: Key,
     pub(crate) kind: Kind,
     pub(crate) cluster_ips: Vec<IpAddr>,
+    /// For clients in the cluster.
     pub(crate) ports: Vec<Arc<Port>>,
+    /// For clients outside, where `externalTrafficPolicy` makes them others; else empty.
+    external: Vec<Arc<Port>>,
     /// Ready addresses (all of them with `publishNotReadyAddresses`), for DNS and headless Services.
     pub(crate) hosts: Vec<Host>,
     /// As last seen, without managedFields; for listeners.
@@ -65,11 +75,20 @@ pub(crate) struct Port {
     pub(crate) name: String,
     pub(crate) number: u16,
     pub(crate) protocol: Protocol,
-    /// Ready ones; when there is none, those that still serve while terminating.
-    pub(crate) endpoints: Vec<Arc<Endpoint>>,
+    pub(crate) scope: Scope,
+    pub(crate) endpoints: Endpoints,
     pub(crate) affinity: Option<Sticky>,
     /// Leads to the API server: the egress policy does not apply.
     pub(crate) trusted: bool,
+}
+
+/// Whose connections a [`Port`] is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Scope {
+    /// Pods, and the node itself.
+    Cluster,
+    /// Clients of NodePorts, load balancers and external addresses.
+    External,
 }
 
 /// `sessionAffinity: ClientIP`
@@ -89,27 +108,14 @@ pub(crate) struct Host {
     pub(crate) ports: Arc<Vec<(String, Protocol, u16)>>,
 }
 
-/// What is kept of an EndpointSlice.
-#[derive(Clone, Debug)]
-pub(crate) struct Slice {
-    pub(crate) service: Key,
-    pub(crate) name: String,
-    ports: Arc<Vec<(String, Protocol, u16)>>,
-    endpoints: Vec<SliceAddress>,
+/// What endpoints share across Services and rebuilds: the load of every address in use, and where things are.
+#[derive(Default)]
+pub(crate) struct Loads {
+    by_address: HashMap<SocketAddr, Arc<Load>>,
+    nodes: Arc<Nodes>,
+    /// This node's zone, when it has one.
+    zone: Option<String>,
 }
-
-#[derive(Clone, Debug)]
-struct SliceAddress {
-    address: IpAddr,
-    hostname: Option<String>,
-    ready: bool,
-    serving: bool,
-    terminating: bool,
-}
-
-/// The load of every endpoint address in use.
-#[derive(Debug, Default)]
-pub(crate) struct Loads(HashMap<SocketAddr, Arc<Load>>);
 
 // === impl Protocol ===
 
@@ -210,25 +216,106 @@ impl Service {
         } else {
             Vec::new()
         };
-        let publish_not_ready = spec.publish_not_ready_addresses.unwrap_or(false);
-        let trusted =
-            key.namespace == types::well_known::NAMESPACE_DEFAULT && key.name == "kubernetes";
-        let timeout = affinity_timeout(&spec);
-        let owner = Arc::new(key.clone());
-        let ports = spec
-            .ports
+        let build = Build {
+            owner: Arc::new(key.clone()),
+            spec: &spec,
+            slices,
+            old,
+            publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        };
+        let locality = |policy: Option<&str>| match policy {
+            Some("Local") => Locality::Local,
+            _ => Locality::Cluster,
+        };
+        let inside = locality(spec.internal_traffic_policy.as_deref());
+        let outside = locality(spec.external_traffic_policy.as_deref());
+        let ports = build.ports(Scope::Cluster, inside, loads);
+        let external = if inside != outside && is_exposed(&spec) {
+            build.ports(Scope::External, outside, loads)
+        } else {
+            Vec::new()
+        };
+        let hosts = slice::hosts(slices, build.publish_not_ready);
+        Self {
+            key,
+            kind,
+            cluster_ips,
+            ports,
+            external,
+            hosts,
+            object,
+        }
+    }
+
+    /// As clients in the cluster see it.
+    pub(crate) fn port(&self, number: u16, protocol: Protocol) -> Option<&Arc<Port>> {
+        self.port_for(Scope::Cluster, number, protocol)
+    }
+
+    pub(crate) fn port_for(
+        &self,
+        scope: Scope,
+        number: u16,
+        protocol: Protocol,
+    ) -> Option<&Arc<Port>> {
+        let ports = match scope {
+            Scope::External if !self.external.is_empty() => &self.external,
+            _ => &self.ports,
+        };
+        ports
             .iter()
-            .flatten()
+            .find(|port| port.number == number && port.protocol == protocol)
+    }
+
+    /// Addresses of ready endpoints on this node.
+    pub(crate) fn local_ready(&self) -> usize {
+        let ports = self.ports.iter().chain(&self.external);
+        let ready = ports.flat_map(|port| port.endpoints.ready());
+        let mut local: Vec<IpAddr> = ready
+            .filter(|endpoint| endpoint.is_local())
+            .map(|endpoint| endpoint.address.ip())
+            .collect();
+        local.sort_unstable();
+        local.dedup();
+        local.len()
+    }
+}
+
+/// What the ports of one Service are made from.
+struct Build<'a> {
+    owner: Arc<Key>,
+    spec: &'a core::ServiceSpec,
+    slices: &'a [&'a Slice],
+    old: Option<&'a Service>,
+    publish_not_ready: bool,
+}
+
+// === impl Build ===
+
+impl Build<'_> {
+    fn ports(&self, scope: Scope, locality: Locality, loads: &mut Loads) -> Vec<Arc<Port>> {
+        let timeout = affinity_timeout(self.spec);
+        let trusted = self.owner.namespace == types::well_known::NAMESPACE_DEFAULT
+            && self.owner.name == "kubernetes";
+        let ports = self.spec.ports.iter().flatten();
+        ports
             .filter_map(|port| {
                 let name = port.name.clone().unwrap_or_default();
                 let protocol = Protocol::parse(port.protocol.as_deref());
                 let number = u16::try_from(port.port).ok()?;
-                let known = old
-                    .and_then(|old| old.port(number, protocol))
+                let known = self
+                    .old
+                    .and_then(|old| old.port_for(scope, number, protocol))
                     .and_then(|port| port.affinity.as_ref());
                 Some(Arc::new(Port {
-                    service: Arc::clone(&owner),
-                    endpoints: endpoints(slices, &name, protocol, publish_not_ready, loads),
+                    service: Arc::clone(&self.owner),
+                    endpoints: slice::endpoints(
+                        self.slices,
+                        (&name, protocol),
+                        self.publish_not_ready,
+                        locality,
+                        loads,
+                    ),
                     affinity: timeout.map(|timeout| Sticky {
                         timeout,
                         clients: known.map(|k| Arc::clone(&k.clients)).unwrap_or_default(),
@@ -236,25 +323,18 @@ impl Service {
                     name,
                     number,
                     protocol,
+                    scope,
                     trusted,
                 }))
             })
-            .collect();
-        Self {
-            key,
-            kind,
-            cluster_ips,
-            ports,
-            hosts: hosts(slices, publish_not_ready),
-            object,
-        }
+            .collect()
     }
+}
 
-    pub(crate) fn port(&self, number: u16, protocol: Protocol) -> Option<&Arc<Port>> {
-        self.ports
-            .iter()
-            .find(|port| port.number == number && port.protocol == protocol)
-    }
+/// Clients outside can reach it.
+fn is_exposed(spec: &core::ServiceSpec) -> bool {
+    matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
+        || spec.external_ips.iter().flatten().next().is_some()
 }
 
 fn affinity_timeout(spec: &core::ServiceSpec) -> Option<Duration> {
@@ -269,65 +349,6 @@ fn affinity_timeout(spec: &core::ServiceSpec) -> Option<Duration> {
     Some(seconds.map_or(AFFINITY_TIMEOUT, Duration::from_secs))
 }
 
-fn endpoints(
-    slices: &[&Slice],
-    name: &str,
-    protocol: Protocol,
-    publish_not_ready: bool,
-    loads: &mut Loads,
-) -> Vec<Arc<Endpoint>> {
-    let mut ready = Vec::new();
-    let mut last_resort = Vec::new();
-    for slice in slices {
-        let port = slice
-            .ports
-            .iter()
-            .find(|(n, p, _)| n == name && *p == protocol);
-        let Some((_, _, port)) = port else { continue };
-        for endpoint in &slice.endpoints {
-            let address = SocketAddr::new(endpoint.address, *port);
-            if endpoint.ready || publish_not_ready {
-                ready.push(address);
-            } else if endpoint.serving && endpoint.terminating {
-                last_resort.push(address);
-            }
-        }
-    }
-    let mut chosen = if ready.is_empty() { last_resort } else { ready };
-    // A pod may be in two slices for a moment; in order, so that a table is the same for the same objects.
-    chosen.sort_unstable();
-    chosen.dedup();
-    chosen
-        .into_iter()
-        .map(|address| {
-            Arc::new(Endpoint {
-                address,
-                load: loads.get(address),
-            })
-        })
-        .collect()
-}
-
-fn hosts(slices: &[&Slice], publish_not_ready: bool) -> Vec<Host> {
-    let mut hosts: Vec<Host> = slices
-        .iter()
-        .flat_map(|slice| {
-            slice
-                .endpoints
-                .iter()
-                .filter(move |endpoint| endpoint.ready || publish_not_ready)
-                .map(|endpoint| Host {
-                    address: endpoint.address,
-                    hostname: endpoint.hostname.clone(),
-                    ports: Arc::clone(&slice.ports),
-                })
-        })
-        .collect();
-    hosts.sort_by_key(|host| host.address);
-    hosts.dedup_by(|a, b| a.address == b.address && a.ports == b.ports);
-    hosts
-}
-
 // === impl Port ===
 
 impl Port {
@@ -336,240 +357,54 @@ impl Port {
     }
 
     pub(crate) fn same_endpoints(&self, other: &Self) -> bool {
-        let addresses = |port: &'_ Self| -> Vec<SocketAddr> {
-            port.endpoints.iter().map(|e| e.address).collect()
-        };
-        addresses(self) == addresses(other)
-    }
-}
-
-// === impl Slice ===
-
-impl Slice {
-    /// `None` for a slice of no Service, or of FQDNs, which no Service of Kubernetes routes to.
-    pub(crate) fn parse(object: &EndpointSlice) -> Option<Self> {
-        let labels = object.metadata.labels.as_ref()?;
-        let service = labels.get(types::well_known::LABEL_SERVICE_NAME)?;
-        if object.address_type == "FQDN" {
-            return None;
-        }
-        let ports = object
-            .ports
+        self.endpoints.current().iter().map(|e| e.address).eq(other
+            .endpoints
+            .current()
             .iter()
-            .flatten()
-            .filter_map(|port| {
-                let number = u16::try_from(port.port?).ok()?;
-                let name = port.name.clone().unwrap_or_default();
-                Some((name, Protocol::parse(port.protocol.as_deref()), number))
-            })
-            .collect();
-        Some(Self {
-            service: Key {
-                namespace: object.metadata.namespace.clone()?,
-                name: service.clone(),
-            },
-            name: object.metadata.name.clone()?,
-            ports: Arc::new(ports),
-            endpoints: object
-                .endpoints
-                .iter()
-                .flatten()
-                .filter_map(SliceAddress::parse)
-                .collect(),
-        })
-    }
-}
-
-impl SliceAddress {
-    fn parse(endpoint: &SliceEndpoint) -> Option<Self> {
-        let conditions = endpoint.conditions.clone().unwrap_or_default();
-        let ready = conditions.ready.unwrap_or(true);
-        Some(Self {
-            // Kubernetes gives the addresses after the first no meaning.
-            address: endpoint.addresses.first()?.parse().ok()?,
-            hostname: endpoint.hostname.clone(),
-            ready,
-            serving: conditions.serving.unwrap_or(ready),
-            terminating: conditions.terminating.unwrap_or(false),
-        })
+            .map(|e| e.address))
     }
 }
 
 // === impl Loads ===
 
 impl Loads {
-    fn get(&mut self, address: SocketAddr) -> Arc<Load> {
-        Arc::clone(self.0.entry(address).or_default())
+    pub(crate) fn new(nodes: Arc<Nodes>) -> Self {
+        Self {
+            nodes,
+            ..Self::default()
+        }
     }
 
-    /// Forgets addresses no table and no request refers to.
+    /// False when it was that already.
+    pub(crate) fn set_zone(&mut self, zone: Option<String>) -> bool {
+        let changed = self.zone != zone;
+        self.zone = zone;
+        changed
+    }
+
+    fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
+    }
+
+    fn is_own(&self, node: &str) -> bool {
+        self.nodes.is_own(node)
+    }
+
+    fn endpoint(&mut self, address: SocketAddr, node: Option<&str>) -> Arc<Endpoint> {
+        Arc::new(Endpoint {
+            address,
+            load: Arc::clone(self.by_address.entry(address).or_default()),
+            node: node.map(|name| self.nodes.get(name)),
+        })
+    }
+
+    /// Forgets addresses and nodes no table and no request refers to.
     pub(crate) fn prune(&mut self) {
-        self.0.retain(|_, load| Arc::strong_count(load) > 1);
+        self.by_address
+            .retain(|_, load| Arc::strong_count(load) > 1);
+        self.nodes.prune();
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    pub(crate) fn service(value: Value) -> Arc<core::Service> {
-        Arc::new(serde_json::from_value(value).unwrap())
-    }
-
-    pub(crate) fn slice(value: Value) -> Slice {
-        Slice::parse(&serde_json::from_value(value).unwrap()).unwrap()
-    }
-
-    pub(crate) fn web(spec: Value) -> Arc<core::Service> {
-        service(json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec}))
-    }
-
-    pub(crate) fn web_slice(name: &str, ports: Value, endpoints: Value) -> Slice {
-        slice(json!({
-            "addressType": "IPv4",
-            "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
-            "ports": ports, "endpoints": endpoints,
-        }))
-    }
-
-    fn key() -> Key {
-        Key {
-            namespace: "default".to_owned(),
-            name: "web".to_owned(),
-        }
-    }
-
-    fn build(spec: Value, slices: &[&Slice]) -> Service {
-        Service::build(key(), web(spec), slices, &mut Loads::default(), None)
-    }
-
-    fn addresses(service: &Service, port: u16) -> Vec<String> {
-        let port = service.port(port, Protocol::Tcp).unwrap();
-        port.endpoints
-            .iter()
-            .map(|e| e.address.to_string())
-            .collect()
-    }
-
-    #[test]
-    fn only_ready_endpoints_serve() {
-        let slice = web_slice(
-            "web-1",
-            json!([{"name": "", "port": 8080, "protocol": "TCP"}]),
-            json!([
-                {"addresses": ["100.64.0.2"], "conditions": {"ready": true}},
-                {"addresses": ["100.64.0.3"], "conditions": {"ready": false}},
-                {"addresses": ["100.64.0.4"], "conditions": {"ready": false, "serving": true, "terminating": true}},
-                {"addresses": ["100.64.0.5"]},
-            ]),
-        );
-        let spec = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
-        let service = build(spec, &[&slice]);
-        assert_eq!(
-            addresses(&service, 80),
-            ["100.64.0.2:8080", "100.64.0.5:8080"]
-        );
-        assert_eq!(service.cluster_ips, [IpAddr::from([10, 96, 0, 7])]);
-    }
-
-    #[test]
-    fn terminating_endpoints_that_serve_are_the_last_resort() {
-        let slice = web_slice(
-            "web-1",
-            json!([{"port": 8080}]),
-            json!([
-                {"addresses": ["100.64.0.3"], "conditions": {"ready": false}},
-                {"addresses": ["100.64.0.4"], "conditions": {"ready": false, "serving": true, "terminating": true}},
-                {"addresses": ["100.64.0.5"], "conditions": {"ready": false, "serving": false, "terminating": true}},
-            ]),
-        );
-        let service = build(
-            json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]}),
-            &[&slice],
-        );
-        assert_eq!(addresses(&service, 80), ["100.64.0.4:8080"]);
-        assert!(service.hosts.is_empty(), "DNS publishes only what is ready");
-    }
-
-    #[test]
-    fn not_ready_ones_serve_when_the_service_publishes_them() {
-        let slice = web_slice(
-            "web-1",
-            json!([{"port": 8080}]),
-            json!([{"addresses": ["100.64.0.3"], "conditions": {"ready": false}}]),
-        );
-        let spec =
-            json!({"clusterIP": "None", "publishNotReadyAddresses": true, "ports": [{"port": 80}]});
-        let service = build(spec, &[&slice]);
-        assert_eq!(service.kind, Kind::Headless);
-        assert_eq!(addresses(&service, 80), ["100.64.0.3:8080"]);
-        assert_eq!(service.hosts.len(), 1);
-    }
-
-    #[test]
-    fn ports_meet_by_name() {
-        // A named targetPort may be another number in each pod: one slice per set of numbers.
-        let old = web_slice(
-            "web-1",
-            json!([{"name": "http", "port": 8080}, {"name": "admin", "port": 9090}]),
-            json!([{"addresses": ["100.64.0.2"]}]),
-        );
-        let new = web_slice(
-            "web-2",
-            json!([{"name": "http", "port": 8081}]),
-            json!([{"addresses": ["100.64.0.3"]}]),
-        );
-        let spec = json!({"clusterIP": "10.96.0.7", "ports": [
-            {"name": "http", "port": 80}, {"name": "admin", "port": 81}, {"name": "http", "port": 80, "protocol": "UDP"},
-        ]});
-        let service = build(spec, &[&old, &new]);
-        assert_eq!(
-            addresses(&service, 80),
-            ["100.64.0.2:8080", "100.64.0.3:8081"]
-        );
-        assert_eq!(addresses(&service, 81), ["100.64.0.2:9090"]);
-        let udp = service.port(80, Protocol::Udp).unwrap();
-        assert!(udp.endpoints.is_empty());
-    }
-
-    #[test]
-    fn load_and_affinity_survive_a_rebuild() {
-        let slice = web_slice(
-            "web-1",
-            json!([{"port": 8080}]),
-            json!([{"addresses": ["100.64.0.2"]}]),
-        );
-        let spec = json!({"clusterIP": "10.96.0.7", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]});
-        let mut loads = Loads::default();
-        let first = Service::build(key(), web(spec.clone()), &[&slice], &mut loads, None);
-        let busy = first.ports[0].endpoints[0].load.begin();
-        let second = Service::build(key(), web(spec), &[&slice], &mut loads, Some(&first));
-        assert_eq!(second.ports[0].endpoints[0].load.get(), 1);
-        let clients = |s: &Service| Arc::clone(&s.ports[0].affinity.as_ref().unwrap().clients);
-        assert!(Arc::ptr_eq(&clients(&first), &clients(&second)));
-        drop((busy, first, second));
-        loads.prune();
-        assert!(loads.0.is_empty());
-    }
-
-    #[test]
-    fn an_address_moves_with_its_service() {
-        let mut table = Table::default();
-        let ip = IpAddr::from([10, 96, 0, 7]);
-        table.insert(build(
-            json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]}),
-            &[],
-        ));
-        assert!(table.vip(ip).is_some());
-        table.insert(build(
-            json!({"clusterIP": "10.96.0.8", "ports": [{"port": 80}]}),
-            &[],
-        ));
-        assert!(table.vip(ip).is_none());
-        table.remove(&key());
-        assert!(table.services().next().is_none());
-        assert!(!table.has_namespace("default"));
-    }
-}
+pub(crate) mod tests;

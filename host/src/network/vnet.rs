@@ -229,7 +229,7 @@ impl Fabric {
             .unwrap_or_else(PoisonError::into_inner);
         let known = clients.recall(client, &port.endpoints, tried, now, affinity.timeout);
         known.or_else(|| {
-            let picked = balancer::pick(&port.endpoints, tried, now, draw)?;
+            let picked = balancer::assign(&port.endpoints, tried, now, client)?;
             clients.remember(client, picked.address, now);
             Some(picked)
         })
@@ -245,7 +245,7 @@ impl Fabric {
                     let table = tables.borrow_and_update();
                     let found = table
                         .get(&port.service.namespace, &port.service.name)?
-                        .port(port.number, port.protocol)?;
+                        .port_for(port.scope, port.number, port.protocol)?;
                     if !found.endpoints.is_empty() && !found.same_endpoints(port) {
                         return Some(Arc::clone(found));
                     }

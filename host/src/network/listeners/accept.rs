@@ -25,7 +25,7 @@ use crate::network::balancer::Tried;
 use crate::network::forward::forward;
 use crate::network::http::Call;
 use crate::network::ports::{Sockets, Target as PodTarget};
-use crate::network::table::{Key, Port, Protocol, Table};
+use crate::network::table::{Key, Port, Protocol, Scope, Table};
 use crate::network::vnet::Fabric;
 use crate::network::{HttpError, serve, udp as virtual_udp};
 
@@ -66,7 +66,7 @@ impl Target {
             let table = self.tables.borrow_and_update();
             self.port = table
                 .get(&self.key.namespace, &self.key.name)
-                .and_then(|service| service.port(self.number, self.protocol))
+                .and_then(|service| service.port_for(Scope::External, self.number, self.protocol))
                 .cloned();
         }
         self.port.as_ref()

@@ -1,0 +1,308 @@
+//! What the table makes of objects. Its makers of objects serve other tests too.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+pub(crate) fn service(value: Value) -> Arc<core::Service> {
+    Arc::new(serde_json::from_value(value).unwrap())
+}
+
+pub(crate) fn slice(value: Value) -> Slice {
+    Slice::parse(&serde_json::from_value(value).unwrap()).unwrap()
+}
+
+pub(crate) fn web(spec: Value) -> Arc<core::Service> {
+    service(json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec}))
+}
+
+pub(crate) fn web_slice(name: &str, ports: Value, endpoints: Value) -> Slice {
+    slice(json!({
+        "addressType": "IPv4",
+        "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+        "ports": ports, "endpoints": endpoints,
+    }))
+}
+
+fn key() -> Key {
+    Key {
+        namespace: "default".to_owned(),
+        name: "web".to_owned(),
+    }
+}
+
+fn build(spec: Value, slices: &[&Slice]) -> Service {
+    Service::build(key(), web(spec), slices, &mut Loads::default(), None)
+}
+
+fn addresses(service: &Service, port: u16) -> Vec<String> {
+    let port = service.port(port, Protocol::Tcp).unwrap();
+    port.endpoints
+        .iter()
+        .map(|e| e.address.to_string())
+        .collect()
+}
+
+#[test]
+fn only_ready_endpoints_serve() {
+    let slice = web_slice(
+        "web-1",
+        json!([{"name": "", "port": 8080, "protocol": "TCP"}]),
+        json!([
+            {"addresses": ["100.64.0.2"], "conditions": {"ready": true}},
+            {"addresses": ["100.64.0.3"], "conditions": {"ready": false}},
+            {"addresses": ["100.64.0.4"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+            {"addresses": ["100.64.0.5"]},
+        ]),
+    );
+    let spec = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
+    let service = build(spec, &[&slice]);
+    assert_eq!(
+        addresses(&service, 80),
+        ["100.64.0.2:8080", "100.64.0.5:8080", "100.64.0.4:8080"]
+    );
+    let ready = service.ports[0].endpoints.ready().len();
+    assert_eq!(ready, 2, "the one that is leaving is the last resort");
+    assert_eq!(service.cluster_ips, [IpAddr::from([10, 96, 0, 7])]);
+}
+
+#[test]
+fn terminating_endpoints_that_serve_are_the_last_resort() {
+    let slice = web_slice(
+        "web-1",
+        json!([{"port": 8080}]),
+        json!([
+            {"addresses": ["100.64.0.3"], "conditions": {"ready": false}},
+            {"addresses": ["100.64.0.4"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+            {"addresses": ["100.64.0.5"], "conditions": {"ready": false, "serving": false, "terminating": true}},
+        ]),
+    );
+    let service = build(
+        json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]}),
+        &[&slice],
+    );
+    assert_eq!(addresses(&service, 80), ["100.64.0.4:8080"]);
+    assert!(service.hosts.is_empty(), "DNS publishes only what is ready");
+}
+
+#[test]
+fn not_ready_ones_serve_when_the_service_publishes_them() {
+    let slice = web_slice(
+        "web-1",
+        json!([{"port": 8080}]),
+        json!([{"addresses": ["100.64.0.3"], "conditions": {"ready": false}}]),
+    );
+    let spec =
+        json!({"clusterIP": "None", "publishNotReadyAddresses": true, "ports": [{"port": 80}]});
+    let service = build(spec, &[&slice]);
+    assert_eq!(service.kind, Kind::Headless);
+    assert_eq!(addresses(&service, 80), ["100.64.0.3:8080"]);
+    assert_eq!(service.hosts.len(), 1);
+}
+
+#[test]
+fn ports_meet_by_name() {
+    // A named targetPort may be another number in each pod: one slice per set of numbers.
+    let old = web_slice(
+        "web-1",
+        json!([{"name": "http", "port": 8080}, {"name": "admin", "port": 9090}]),
+        json!([{"addresses": ["100.64.0.2"]}]),
+    );
+    let new = web_slice(
+        "web-2",
+        json!([{"name": "http", "port": 8081}]),
+        json!([{"addresses": ["100.64.0.3"]}]),
+    );
+    let spec = json!({"clusterIP": "10.96.0.7", "ports": [
+        {"name": "http", "port": 80}, {"name": "admin", "port": 81}, {"name": "http", "port": 80, "protocol": "UDP"},
+    ]});
+    let service = build(spec, &[&old, &new]);
+    assert_eq!(
+        addresses(&service, 80),
+        ["100.64.0.2:8080", "100.64.0.3:8081"]
+    );
+    assert_eq!(addresses(&service, 81), ["100.64.0.2:9090"]);
+    let udp = service.port(80, Protocol::Udp).unwrap();
+    assert!(udp.endpoints.is_empty());
+}
+
+#[test]
+fn load_and_affinity_survive_a_rebuild() {
+    let slice = web_slice(
+        "web-1",
+        json!([{"port": 8080}]),
+        json!([{"addresses": ["100.64.0.2"]}]),
+    );
+    let spec =
+        json!({"clusterIP": "10.96.0.7", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]});
+    let mut loads = Loads::default();
+    let first = Service::build(key(), web(spec.clone()), &[&slice], &mut loads, None);
+    let busy = first.ports[0].endpoints[0].load.begin();
+    let second = Service::build(key(), web(spec), &[&slice], &mut loads, Some(&first));
+    assert_eq!(second.ports[0].endpoints[0].load.get(), 1);
+    let clients = |s: &Service| Arc::clone(&s.ports[0].affinity.as_ref().unwrap().clients);
+    assert!(Arc::ptr_eq(&clients(&first), &clients(&second)));
+    drop((busy, first, second));
+    loads.prune();
+    assert!(loads.by_address.is_empty());
+}
+
+#[test]
+fn an_address_moves_with_its_service() {
+    let mut table = Table::default();
+    let ip = IpAddr::from([10, 96, 0, 7]);
+    table.insert(build(
+        json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]}),
+        &[],
+    ));
+    assert!(table.vip(ip).is_some());
+    table.insert(build(
+        json!({"clusterIP": "10.96.0.8", "ports": [{"port": 80}]}),
+        &[],
+    ));
+    assert!(table.vip(ip).is_none());
+    table.remove(&key());
+    assert!(table.services().next().is_none());
+    assert!(!table.has_namespace("default"));
+}
+
+/// A node `here` in zone `a`.
+fn here() -> Loads {
+    let mut loads = Loads::new(Arc::new(Nodes::new("here")));
+    loads.set_zone(Some("a".to_owned()));
+    loads
+}
+
+/// Four endpoints: ready ones here, next door and in zone `b`, and one that is leaving, here.
+fn spread(hints: [Value; 4]) -> Slice {
+    let [here, door, far, leaving] = hints;
+    web_slice(
+        "web-1",
+        json!([{"port": 8080}]),
+        json!([
+            {"addresses": ["100.64.0.2"], "nodeName": "here", "zone": "a", "hints": here},
+            {"addresses": ["100.64.0.3"], "nodeName": "door", "zone": "a", "hints": door},
+            {"addresses": ["100.64.0.4"], "nodeName": "far", "zone": "b", "hints": far},
+            {"addresses": ["100.64.0.5"], "nodeName": "here", "zone": "a", "hints": leaving,
+             "conditions": {"ready": false, "serving": true, "terminating": true}},
+        ]),
+    )
+}
+
+fn unhinted() -> Slice {
+    spread([json!(null), json!(null), json!(null), json!(null)])
+}
+
+fn zone(name: &str) -> Value {
+    json!({"forZones": [{"name": name}]})
+}
+
+fn order(port: &Port) -> (Vec<u8>, usize) {
+    let last = |e: &Arc<Endpoint>| match e.address.ip() {
+        IpAddr::V4(ip) => ip.octets()[3],
+        IpAddr::V6(_) => 0,
+    };
+    (
+        port.endpoints.iter().map(last).collect(),
+        port.endpoints.ready().len(),
+    )
+}
+
+fn tcp(service: &Service, scope: Scope) -> (Vec<u8>, usize) {
+    order(service.port_for(scope, 80, Protocol::Tcp).unwrap())
+}
+
+#[test]
+fn hints_for_this_zone_come_first_when_all_have_them() {
+    let spec = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
+    let built = |slice: &Slice, loads: &mut Loads| {
+        let service = Service::build(key(), web(spec.clone()), &[slice], loads, None);
+        let picked = |n: usize| {
+            let port = service.port(80, Protocol::Tcp).unwrap();
+            let none = crate::network::balancer::Tried::default();
+            let picked =
+                crate::network::balancer::pick(&port.endpoints, &none, 0, |m| n % m).unwrap();
+            picked.address.ip().to_string()
+        };
+        let mut picked: Vec<String> = (0..12).map(picked).collect();
+        picked.sort();
+        picked.dedup();
+        picked
+    };
+    let hinted = spread([zone("a"), zone("a"), zone("b"), zone("a")]);
+    assert_eq!(built(&hinted, &mut here()), ["100.64.0.2", "100.64.0.3"]);
+    let some = spread([zone("a"), json!(null), zone("b"), json!(null)]);
+    assert_eq!(built(&some, &mut here()).len(), 3, "not all have hints");
+    let elsewhere = spread([zone("c"), zone("c"), zone("b"), zone("c")]);
+    assert_eq!(
+        built(&elsewhere, &mut here()).len(),
+        3,
+        "none for this zone"
+    );
+    let mut nowhere = Loads::new(Arc::new(Nodes::new("here")));
+    assert_eq!(
+        built(&hinted, &mut nowhere).len(),
+        3,
+        "this node has no zone"
+    );
+    let node = |name: &str| json!({"forNodes": [{"name": name}], "forZones": [{"name": "a"}]});
+    let by_node = spread([node("here"), node("door"), node("far"), node("here")]);
+    assert_eq!(built(&by_node, &mut here()), ["100.64.0.2"]);
+}
+
+#[test]
+fn a_local_policy_leads_to_this_node_only() {
+    let slice = unhinted();
+    let spec = |internal: &str, external: &str| {
+        json!({"type": "NodePort", "clusterIP": "10.96.0.7", "ports": [{"port": 80}],
+               "internalTrafficPolicy": internal, "externalTrafficPolicy": external})
+    };
+    let built = |spec: Value| Service::build(key(), web(spec), &[&slice], &mut here(), None);
+    let (all, local) = ((vec![2, 3, 4, 5], 3), (vec![2, 5], 1));
+    let both = built(spec("Cluster", "Cluster"));
+    assert_eq!(
+        (tcp(&both, Scope::Cluster), tcp(&both, Scope::External)),
+        (all.clone(), all.clone())
+    );
+    assert!(both.external.is_empty(), "kept once");
+    let outside = built(spec("Cluster", "Local"));
+    assert_eq!(
+        (
+            tcp(&outside, Scope::Cluster),
+            tcp(&outside, Scope::External)
+        ),
+        (all.clone(), local.clone())
+    );
+    let inside = built(spec("Local", "Cluster"));
+    assert_eq!(
+        (tcp(&inside, Scope::Cluster), tcp(&inside, Scope::External)),
+        (local.clone(), all)
+    );
+    assert_eq!(inside.local_ready(), 1);
+    let neither = built(spec("Local", "Local"));
+    assert_eq!(
+        (
+            tcp(&neither, Scope::Cluster),
+            tcp(&neither, Scope::External)
+        ),
+        (local.clone(), local)
+    );
+}
+
+#[test]
+fn where_an_endpoint_is_says_its_slice() {
+    let slice = unhinted();
+    let spec = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
+    let mut loads = here();
+    let service = Service::build(key(), web(spec), &[&slice], &mut loads, None);
+    let port = service.port(80, Protocol::Tcp).unwrap();
+    let local: Vec<bool> = port.endpoints.iter().map(|e| e.is_local()).collect();
+    assert_eq!(local, [true, false, false, true]);
+    let names = |e: &Arc<Endpoint>| e.node.as_ref().map(|node| node.name.to_string());
+    assert_eq!(names(&port.endpoints[2]).as_deref(), Some("far"));
+    loads.nodes.get("far").set_reachable(false);
+    assert!(
+        !port.endpoints[2].node.as_ref().unwrap().is_reachable(),
+        "it is the same node"
+    );
+}

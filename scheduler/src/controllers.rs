@@ -10,6 +10,7 @@
 //! | endpoints | Services, Pods | Endpoints | endpoint-controller |
 //! | service_account | Namespaces, ServiceAccounts | ServiceAccount `default` | service-account-controller |
 //! | namespace | terminating Namespaces | deletes content, finalizes | namespace-controller |
+//! | node_ipam | Nodes | Nodes' podCIDR | node-controller |
 //! | node_lifecycle | Nodes, Leases, the clock | Node conditions and taints, evictions | node-controller |
 //! | pod_gc | Nodes, the clock | deletes pods of nodes that are gone | pod-garbage-collector |
 //! | garbage_collector | metadata of every kind | deletes or unlinks dependents | generic-garbage-collector |
@@ -19,6 +20,7 @@ pub mod endpoint_slice;
 pub mod endpoints;
 pub mod garbage_collector;
 pub mod namespace;
+pub mod node_ipam;
 pub mod node_lifecycle;
 pub mod ownership;
 pub mod pod_gc;
@@ -137,6 +139,7 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
     let endpoints = endpoints::Controller::new(shared);
     let service_account = service_account::Controller::new(shared);
     let namespace = namespace::Controller::new(shared);
+    let node_ipam = node_ipam::Controller::new(shared);
     let node_lifecycle = node_lifecycle::Controller::new(shared);
     let pod_gc = pod_gc::Controller::new(shared);
     let garbage_collector = garbage_collector::Controller::new(shared);
@@ -160,6 +163,7 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
             endpoints: 4,
             service_account: 4,
             namespace: 4,
+            node_ipam: 1,
             node_lifecycle: 8,
             pod_gc: 1,
             garbage_collector: 32,

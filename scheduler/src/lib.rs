@@ -107,7 +107,9 @@ fn authors(config: &Config) -> impl Fn(&'static str) -> Writer + Send + 'static 
     move |component| match component {
         DEFAULT_SCHEDULER => Writer::new(scheduler.clone(), SCHEDULER),
         "" | CONTROLLER_MANAGER => Writer::new(manager.clone(), CONTROLLER_MANAGER),
-        "taint-eviction-controller" => Writer::new(accounts("node-controller"), CONTROLLER_MANAGER),
+        "taint-eviction-controller" | "cidrAllocator" => {
+            Writer::new(accounts("node-controller"), CONTROLLER_MANAGER)
+        }
         "garbage-collector-controller" => {
             Writer::new(accounts("generic-garbage-collector"), CONTROLLER_MANAGER)
         }

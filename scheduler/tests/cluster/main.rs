@@ -3,7 +3,9 @@
 mod world;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
@@ -240,6 +242,27 @@ async fn a_namespace_is_furnished_and_goes_with_all_it_holds() {
             .is_empty()
     );
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_gets_addresses_of_its_own() {
+    let world = World::new(&[1, 1, 1]).await;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let has = |n: Option<&Node>| n.is_some_and(|n| cidr(n).is_some());
+    let mut cidrs = Vec::new();
+    for name in ["node-0", "node-1", "node-2"] {
+        let node = world.until(nodes.clone(), name, has).await;
+        cidrs.extend(node.and_then(|n| cidr(&n)));
+    }
+    assert_eq!(
+        cidrs,
+        ["100.64.0.0/18", "100.64.64.0/18", "100.64.128.0/18"]
+    );
+    world.stop().await;
+}
+
+fn cidr(node: &Node) -> Option<String> {
+    node.spec.as_ref()?.pod_cidr.clone()
 }
 
 /// The goal is a second, node included, in an optimised build; here the numbers are printed.

@@ -157,6 +157,7 @@ impl Cluster {
             pod_cidr: args.host.pod_cidr.or(defaults.pod_cidr),
             cluster_cidr: args.host.cluster_cidr,
             service_cidr: args.api.service_cidr,
+            dns: args.host.dns.config(args.api.service_cidr),
             ..defaults
         };
         host::start(config)

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 
+use crate::dns::args::DnsArgs;
+
 /// `coracle up` and `coracle node` take these.
 #[derive(clap::Args, Clone, Debug)]
 #[group(skip)]
@@ -38,6 +40,9 @@ pub struct Args {
     /// Addresses of all pods of the cluster
     #[arg(long, value_name = "CIDR", default_value = "100.64.0.0/10")]
     pub cluster_cidr: Ipv4Net,
+
+    #[command(flatten)]
+    pub dns: DnsArgs,
 }
 
 /// `gcr.io/samples/hello:v1=ghcr.io/me/hello:1`

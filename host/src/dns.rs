@@ -1,20 +1,24 @@
 //! Names, as pods see them: their own, the cluster's from the network's table, the outside's from the system.
-//! No packet is sent for a name of the cluster.
+//! No packet is sent for a name of the cluster. [`server`] answers everybody else from the same table.
 
+pub(crate) mod args;
 pub(crate) mod search;
+pub(crate) mod server;
 pub(crate) mod upstream;
 pub(crate) mod zone;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use crate::network::table::{Kind, Service, Table};
+use rand::seq::SliceRandom;
+
+use crate::network::table::{Kind, Service};
 use crate::network::{DnsPolicy, PodNetwork, ResolveError, Resolved};
 
-use self::zone::Answer;
+use self::zone::{Answer, Zone};
 
 /// An ExternalName may lead to another, this often.
-const ALIASES: usize = 8;
+pub(crate) const ALIASES: usize = 8;
 /// A name longer than this is nobody's (RFC 1035).
 const LONGEST: usize = 253;
 
@@ -33,9 +37,14 @@ pub(crate) enum Found {
 pub(crate) async fn resolve(pod: &PodNetwork, name: &str) -> Resolved {
     match find(pod, name) {
         Found::Addresses(ips) => Ok(ips),
-        Found::Service(service) => Some(zone::addresses(&service))
-            .filter(|ips| !ips.is_empty())
-            .ok_or(ResolveError::NotFound),
+        Found::Service(service) => {
+            let mut ips = zone::addresses(&service);
+            // Most programs take the first: not all the same.
+            ips.shuffle(&mut rand::rng());
+            Some(ips)
+                .filter(|ips| !ips.is_empty())
+                .ok_or(ResolveError::NotFound)
+        }
         Found::Outside(names) => outside(pod, &names).await.map(|(_, ips)| ips),
         Found::Nothing => Err(ResolveError::NotFound),
     }
@@ -62,8 +71,14 @@ pub(crate) async fn outside<'a>(
 /// As [`resolve`], without asking anybody; for a caller that wants the Service rather than its address.
 /// Follows ExternalNames.
 pub(crate) fn find(pod: &PodNetwork, name: &str) -> Found {
-    let table = Arc::clone(&pod.fabric().services.borrow());
-    let domain = &pod.fabric().config.cluster_domain;
+    let fabric = pod.fabric();
+    let table = Arc::clone(&fabric.services.borrow());
+    let namespaces = Arc::clone(&fabric.namespaces.borrow());
+    let zone = Zone {
+        table: &table,
+        namespaces: &namespaces,
+        domain: &fabric.config.cluster_domain,
+    };
     let mut name = name.to_ascii_lowercase();
     for _ in 0..ALIASES {
         if name.is_empty() || name.len() > LONGEST {
@@ -72,7 +87,7 @@ pub(crate) fn find(pod: &PodNetwork, name: &str) -> Found {
         if let Some(ip) = own_name(pod, name.trim_end_matches('.')) {
             return Found::Addresses(vec![ip]);
         }
-        match look(&table, domain, pod, &name) {
+        match look(zone, pod, &name) {
             Ok(found) => return found,
             Err(target) => name = target,
         }
@@ -81,23 +96,41 @@ pub(crate) fn find(pod: &PodNetwork, name: &str) -> Found {
 }
 
 /// `Err` is the name an ExternalName leads to.
-fn look(table: &Table, domain: &str, pod: &PodNetwork, name: &str) -> Result<Found, String> {
+fn look(zone: Zone<'_>, pod: &PodNetwork, name: &str) -> Result<Found, String> {
     let identity = pod.identity();
-    if identity.dns_policy == DnsPolicy::Default {
-        return Ok(Found::Outside(vec![name.trim_end_matches('.').to_owned()]));
-    }
     let mut outside = Vec::new();
-    for candidate in search::candidates(identity, domain, name) {
-        match zone::answer(table, domain, &candidate) {
+    for candidate in search::candidates(identity, zone.domain, name) {
+        if identity.dns_policy == DnsPolicy::Default {
+            // The node's servers know nothing of the cluster's zone.
+            outside.push(candidate);
+            continue;
+        }
+        match zone.answer(&candidate) {
             Answer::Service(service) => match &service.kind {
+                // An address is no name to lead to.
+                Kind::ExternalName(target) if target.parse::<IpAddr>().is_ok() => {}
                 Kind::ExternalName(target) => return Err(target.to_ascii_lowercase()),
                 // A headless Service without endpoints has no records: the search goes on, as at any resolver.
                 Kind::Headless if service.hosts.is_empty() => {}
                 _ => return Ok(Found::Service(Arc::clone(service))),
             },
-            Answer::Addresses(ips) => return Ok(Found::Addresses(ips)),
-            Answer::NoData | Answer::NxDomain => {}
+            Answer::Hosts(_, hosts) => {
+                let mut ips: Vec<IpAddr> = hosts.iter().map(|host| host.address).collect();
+                ips.dedup();
+                return Ok(Found::Addresses(ips));
+            }
+            Answer::Pod(ip) => return Ok(Found::Addresses(vec![ip])),
+            Answer::NameServer => {
+                if let Some(server) = pod.fabric().dns.address() {
+                    return Ok(Found::Addresses(vec![server.ip()]));
+                }
+            }
             Answer::NotOurs => outside.push(candidate),
+            Answer::Port(_)
+            | Answer::Apex
+            | Answer::Version
+            | Answer::NoData
+            | Answer::NxDomain => {}
         }
     }
     Ok(if outside.is_empty() {

@@ -20,5 +20,6 @@ mod tests;
 pub mod tls;
 
 pub use args::{Args, MirrorFlag, machine_name};
+pub use dns::args::DnsArgs;
 pub use start::{Config, Error, Handle, start};
 pub use tls::{Certificates, NodeTls};

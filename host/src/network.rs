@@ -21,6 +21,7 @@ mod forward;
 mod http;
 mod identity;
 mod listeners;
+pub(crate) mod namespaces;
 mod nodes;
 mod pipe;
 mod pod;
@@ -36,7 +37,7 @@ mod vnet;
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -57,9 +58,12 @@ pub use self::ports::{Bound, Listener, Ports, Serving};
 pub use self::stream::{Reader, Stream, Writer};
 pub use self::traffic::Flow;
 pub use self::udp::UdpSocket;
+pub use crate::dns::server::{Config as DnsConfig, Counted as DnsCounted};
 
+use self::namespaces::Namespaces;
 use self::table::Table;
 use self::vnet::Fabric;
+use crate::dns::server::{self as dns, rim};
 use crate::node::annotations::Annotations;
 
 /// How long tasks may take to end once they are told to.
@@ -155,6 +159,11 @@ pub enum Error {
     Tls(String),
     #[error("the network has been started already")]
     Started,
+    #[error("the DNS server cannot listen on {address}")]
+    Dns {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
 }
 
 /// What a node's network needs to know. `Default` suits a test.
@@ -172,6 +181,7 @@ pub struct Config {
     pub cluster_domain: String,
     /// Where NodePort and LoadBalancer listeners bind.
     pub service_address: IpAddr,
+    pub dns: dns::Config,
     pub egress: Policy,
     pub limits: Limits,
     /// Trusted for TLS to addresses inside the cluster (the API server).
@@ -203,6 +213,7 @@ pub struct Limits {
 pub struct Network {
     fabric: Arc<Fabric>,
     tables: watch::Sender<Arc<Table>>,
+    namespaces: watch::Sender<Arc<Namespaces>>,
     listening: watch::Sender<Arc<Vec<Listening>>>,
     /// Set by the listeners task when it has acted on a complete table once.
     synced: watch::Sender<bool>,
@@ -226,6 +237,7 @@ impl Default for Config {
             service_cidr: net(10, 96, 0, 0, 16),
             cluster_domain: types::well_known::CLUSTER_DOMAIN.to_owned(),
             service_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            dns: dns::Config::default(),
             egress: Policy::default(),
             limits: Limits::default(),
             cluster_ca: Vec::new(),
@@ -255,9 +267,11 @@ impl Network {
     /// A network with no pods and an empty table of Services. Call inside a tokio runtime.
     pub fn new(config: Config) -> Result<Self, Error> {
         let (tables, table) = watch::channel(Arc::new(Table::default()));
+        let (namespaces, known) = watch::channel(Arc::new(Namespaces::default()));
         Ok(Self {
-            fabric: Fabric::new(config, table)?,
+            fabric: Fabric::new(config, table, known)?,
             tables,
+            namespaces,
             listening: watch::Sender::new(Arc::new(Vec::new())),
             synced: watch::Sender::new(false),
             started: Mutex::new(false),
@@ -287,6 +301,11 @@ impl Network {
             Arc::clone(&self.fabric.nodes),
             self.fabric.stop.clone(),
         ));
+        self.followers.spawn(namespaces::run(
+            client.clone(),
+            self.namespaces.clone(),
+            self.fabric.stop.clone(),
+        ));
         self.followers.close();
         self.fabric.tasks.spawn(listeners::run(
             client,
@@ -295,6 +314,31 @@ impl Network {
             self.synced.clone(),
         ));
         Ok(())
+    }
+
+    /// Answers DNS at every address of `Config::dns`, all or none, until `shutdown`. The real addresses: port 0 is any.
+    pub fn serve_dns(&self) -> Result<Vec<SocketAddr>, Error> {
+        let config = &self.fabric.config.dns;
+        let mut sockets = Vec::new();
+        for address in config.listen.iter().copied() {
+            match rim::Sockets::bind(address) {
+                Ok(bound) => sockets.push(bound),
+                Err(error) if config.optional => {
+                    tracing::warn!(%address, %error, "DNS is not answered at its usual address");
+                }
+                Err(source) => return Err(Error::Dns { address, source }),
+            }
+        }
+        let bound = sockets.iter().map(|socket| socket.address).collect();
+        for socket in sockets {
+            socket.serve(&self.fabric.dns, &self.fabric.tasks, &self.fabric.draining);
+        }
+        Ok(bound)
+    }
+
+    /// What the DNS server has answered, since start.
+    pub fn dns_counted(&self) -> dns::Counted {
+        self.fabric.dns.counted()
     }
 
     /// Returns when the Services known to the API at start are in the table and their listeners are open.

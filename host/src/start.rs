@@ -53,6 +53,7 @@ pub struct Config {
     /// Addresses of all pods of the cluster.
     pub cluster_cidr: Ipv4Net,
     pub service_cidr: Ipv4Net,
+    pub dns: network::DnsConfig,
 }
 
 /// Why a node cannot start.
@@ -121,6 +122,7 @@ impl Config {
             pod_cidr: Some(network.pod_cidr),
             cluster_cidr: network.cluster_cidr,
             service_cidr: network.service_cidr,
+            dns: network.dns,
         }
     }
 }
@@ -250,12 +252,16 @@ fn network(
         service_cidr: config.service_cidr,
         service_address: config.service_address,
         cluster_ca: config.tls.authority().to_vec(),
+        dns: config.dns.clone(),
         ..network::Config::default()
     })
     .map_err(Error::Network)?;
     network
         .start(config.client.clone())
         .map_err(Error::Network)?;
+    for address in network.serve_dns().map_err(Error::Network)? {
+        tracing::info!(%address, "Answering DNS");
+    }
     Ok(Arc::new(network))
 }
 

@@ -96,6 +96,9 @@ mod tests {
             ..PodIdentity::default()
         };
         check(&pod, "web", &["web"]);
+        pod.searches = vec!["corp.example".to_owned()];
+        check(&pod, "web", &["web.corp.example", "web"]);
+        check(&pod, "web.x", &["web.x", "web.x.corp.example"]);
         pod.dns_policy = DnsPolicy::None;
         pod.searches = vec!["Shop.svc.cluster.local".to_owned()];
         check(&pod, "web", &["web.shop.svc.cluster.local", "web"]);

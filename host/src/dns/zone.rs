@@ -5,92 +5,244 @@
 //! <hostname>.<service>.<ns>.svc.<domain>   one endpoint, by its hostname or as 100-64-0-2
 //! _<port>._<proto>.<service>.<ns>.svc.…    SRV
 //! 100-64-0-2.<ns>.pod.<domain>             that address
+//! dns-version.<domain>                     TXT: the version of Kubernetes' DNS specification
+//! ns.dns.<domain>                          whoever answers
 //! ```
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use crate::network::table::{Host, Kind, Service, Table};
+use ipnet::Ipv4Net;
+
+use crate::network::namespaces::Namespaces;
+use crate::network::table::{Host, Kind, Protocol, Service, Table};
+
+/// What the zone is made of.
+#[derive(Clone, Copy)]
+pub(crate) struct Zone<'a> {
+    pub(crate) table: &'a Table,
+    pub(crate) namespaces: &'a Namespaces,
+    /// `cluster.local`
+    pub(crate) domain: &'a str,
+}
 
 /// What the zone says of a name.
 #[derive(Debug)]
 pub(crate) enum Answer<'a> {
     Service(&'a Arc<Service>),
-    Addresses(Vec<IpAddr>),
-    /// The name exists, but not with addresses.
+    /// One endpoint of a Service: several when it is in several slices.
+    Hosts(&'a Arc<Service>, Vec<&'a Host>),
+    /// A pod, by its address.
+    Pod(IpAddr),
+    /// A port of a Service, by name.
+    Port(Vec<Srv>),
+    /// The domain itself.
+    Apex,
+    /// `ns.dns`
+    NameServer,
+    /// `dns-version`
+    Version,
+    /// The name exists, but has no records.
     NoData,
     NxDomain,
     /// Outside the cluster's domain.
     NotOurs,
 }
 
-/// One SRV record.
+/// One SRV record, and where its target is.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Srv {
     pub(crate) target: String,
     pub(crate) port: u16,
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
-/// `name` is lower case, without a final dot.
-pub(crate) fn answer<'a>(table: &'a Table, domain: &str, name: &str) -> Answer<'a> {
-    let Some(rest) = relative(domain, name) else {
-        return Answer::NotOurs;
-    };
-    let mut labels = rest.rsplit('.').filter(|label| !label.is_empty());
-    match (labels.next(), labels.next()) {
-        (None | Some("svc" | "pod"), None) => Answer::NoData,
-        (Some("svc"), Some(namespace)) => in_services(table, namespace, labels),
-        (Some("pod"), Some(namespace)) => match (labels.next(), labels.next()) {
-            (None, _) if table.has_namespace(namespace) => Answer::NoData,
-            (Some(dashed), None) => match from_dashed(dashed) {
-                Some(ip) => Answer::Addresses(vec![ip]),
-                None => Answer::NxDomain,
-            },
-            _ => Answer::NxDomain,
-        },
-        _ => Answer::NxDomain,
-    }
+/// What the zone says of an address.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Pointer {
+    Names(Vec<String>),
+    /// Addresses of the cluster begin so.
+    NoData,
+    NxDomain,
+    NotOurs,
 }
 
-fn in_services<'a, 'b>(
-    table: &'a Table,
-    namespace: &str,
-    mut labels: impl Iterator<Item = &'b str>,
-) -> Answer<'a> {
-    let Some(name) = labels.next() else {
-        return if table.has_namespace(namespace) {
-            Answer::NoData
-        } else {
-            Answer::NxDomain
+/// The names of endpoints by their addresses. Made of one table, for that table.
+#[derive(Debug, Default)]
+pub(crate) struct Reverse {
+    names: HashMap<IpAddr, Vec<String>>,
+}
+
+// === impl Zone ===
+
+impl<'a> Zone<'a> {
+    /// `name` is lower case, without a final dot.
+    pub(crate) fn answer(&self, name: &str) -> Answer<'a> {
+        let Some(rest) = relative(self.domain, name) else {
+            return Answer::NotOurs;
         };
-    };
-    let Some(service) = table.get(namespace, name) else {
-        return Answer::NxDomain;
-    };
-    match (labels.next(), labels.next(), labels.next()) {
-        (None, ..) => Answer::Service(service),
-        (Some(protocol), None, _) if protocol.starts_with('_') => Answer::NoData,
-        (Some(protocol), Some(port), None) if protocol.starts_with('_') => {
-            if srv_ports(service, port, protocol).next().is_some() {
-                Answer::NoData
-            } else {
-                Answer::NxDomain
+        let mut labels = rest.rsplit('.').filter(|label| !label.is_empty());
+        match (labels.next(), labels.next(), labels.next()) {
+            (None, ..) => Answer::Apex,
+            (Some("dns-version"), None, _) => Answer::Version,
+            (Some("dns"), Some("ns"), None) => Answer::NameServer,
+            (Some("svc" | "pod" | "dns"), None, _) => Answer::NoData,
+            (Some("svc"), Some(namespace), Some(service)) => {
+                self.in_service(namespace, service, labels)
+            }
+            (Some("pod"), Some(namespace), Some(dashed)) => {
+                match from_dashed(dashed).filter(|_| labels.next().is_none()) {
+                    Some(ip) if self.has(namespace) => Answer::Pod(ip),
+                    _ => Answer::NxDomain,
+                }
+            }
+            (Some("svc" | "pod"), Some(namespace), None) if self.has(namespace) => Answer::NoData,
+            _ => Answer::NxDomain,
+        }
+    }
+
+    fn has(&self, namespace: &str) -> bool {
+        self.table.has_namespace(namespace) || self.namespaces.has(namespace)
+    }
+
+    fn in_service<'b>(
+        &self,
+        namespace: &str,
+        name: &str,
+        mut labels: impl Iterator<Item = &'b str>,
+    ) -> Answer<'a> {
+        let Some(service) = self.table.get(namespace, name) else {
+            return Answer::NxDomain;
+        };
+        match (labels.next(), labels.next(), labels.next()) {
+            (None, ..) => Answer::Service(service),
+            (Some(protocol), None, _) if protocol.starts_with('_') => {
+                let known =
+                    ports(service).any(|(port, p, _)| !port.is_empty() && named(protocol, p));
+                if known {
+                    Answer::NoData
+                } else {
+                    Answer::NxDomain
+                }
+            }
+            (Some(protocol), Some(port), None) if protocol.starts_with('_') => {
+                let wanted = |name: &str, p: Protocol| labelled(port, name) && named(protocol, p);
+                if ports(service).any(|(name, p, _)| wanted(name, p)) {
+                    Answer::Port(self.srv(service, wanted))
+                } else {
+                    Answer::NxDomain
+                }
+            }
+            (Some(host), None, _) => {
+                let hosts = service.hosts.iter().filter(|h| host_name(h) == host);
+                let hosts: Vec<&Host> = hosts.collect();
+                if hosts.is_empty() {
+                    Answer::NxDomain
+                } else {
+                    Answer::Hosts(service, hosts)
+                }
+            }
+            _ => Answer::NxDomain,
+        }
+    }
+
+    /// SRV records of those ports of `service` that are wanted, by name and protocol.
+    pub(crate) fn srv(
+        &self,
+        service: &Service,
+        wanted: impl Fn(&str, Protocol) -> bool,
+    ) -> Vec<Srv> {
+        match service.kind {
+            Kind::Headless => {
+                let hosts = service.hosts.iter();
+                hosts
+                    .flat_map(|host| self.srv_of(service, host, &wanted))
+                    .collect()
+            }
+            Kind::ClusterIp => ports(service)
+                .filter(|(name, protocol, _)| wanted(name, *protocol))
+                .map(|(.., port)| Srv {
+                    target: self.name_of(service),
+                    port,
+                    addresses: service.cluster_ips.clone(),
+                })
+                .collect(),
+            Kind::ExternalName(_) => Vec::new(),
+        }
+    }
+
+    /// The same of one endpoint.
+    pub(crate) fn srv_of(
+        &self,
+        service: &Service,
+        host: &Host,
+        wanted: impl Fn(&str, Protocol) -> bool,
+    ) -> Vec<Srv> {
+        let ports = host.ports.iter();
+        ports
+            .filter(|(name, protocol, _)| wanted(name, *protocol))
+            .map(|(.., port)| Srv {
+                target: format!("{}.{}", host_name(host), self.name_of(service)),
+                port: *port,
+                addresses: vec![host.address],
+            })
+            .collect()
+    }
+
+    fn name_of(&self, service: &Service) -> String {
+        let key = &service.key;
+        format!("{}.{}.svc.{}", key.name, key.namespace, self.domain)
+    }
+
+    /// Who has the address that `name` (`2.0.64.100.in-addr.arpa`) asks for, when it is one of `ranges`.
+    pub(crate) fn pointer(&self, reverse: &Reverse, ranges: &[Ipv4Net], name: &str) -> Pointer {
+        let Some(network) = from_arpa(name) else {
+            return match name.strip_suffix(".in-addr.arpa") {
+                // Nonsense below an address of ours, or anywhere else.
+                Some(rest) if below_ours(rest, ranges) => Pointer::NxDomain,
+                _ => Pointer::NotOurs,
+            };
+        };
+        if !ranges.iter().any(|range| range.contains(&network)) {
+            return Pointer::NotOurs;
+        }
+        if network.prefix_len() < 32 {
+            return Pointer::NoData;
+        }
+        let ip = IpAddr::V4(network.addr());
+        if let Some(service) = self.table.vip(ip) {
+            return Pointer::Names(vec![self.name_of(service)]);
+        }
+        match reverse.names.get(&ip) {
+            Some(names) => Pointer::Names(names.clone()),
+            None => Pointer::NxDomain,
+        }
+    }
+
+    /// The zone's reverse side: endpoints with a hostname; those without one by the name headless Services give them.
+    pub(crate) fn reverse(&self) -> Reverse {
+        let mut named: HashMap<IpAddr, Vec<String>> = HashMap::new();
+        let mut unnamed: HashMap<IpAddr, Vec<String>> = HashMap::new();
+        for service in self.table.services() {
+            for host in &service.hosts {
+                let names = match host.hostname {
+                    Some(_) => &mut named,
+                    None if service.kind == Kind::Headless => &mut unnamed,
+                    None => continue,
+                };
+                let name = format!("{}.{}", host_name(host), self.name_of(service));
+                names.entry(host.address).or_default().push(name);
             }
         }
-        (Some(host), None, _) => {
-            let ips: Vec<IpAddr> = service
-                .hosts
-                .iter()
-                .filter(|h| host_name(h) == host)
-                .map(|h| h.address)
-                .collect();
-            if ips.is_empty() {
-                Answer::NxDomain
-            } else {
-                Answer::Addresses(ips)
-            }
+        for (ip, names) in unnamed {
+            named.entry(ip).or_insert(names);
         }
-        _ => Answer::NxDomain,
+        for names in named.values_mut() {
+            names.sort_unstable();
+            names.dedup();
+        }
+        Reverse { names: named }
     }
 }
 
@@ -107,60 +259,22 @@ pub(crate) fn addresses(service: &Service) -> Vec<IpAddr> {
     }
 }
 
-/// SRV records of `_port._proto.service.ns.svc.domain`; `None` when the name is not of that form or not there.
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "guests cannot ask for SRV; the node's DNS server will"
-    )
-)]
-pub(crate) fn srv(table: &Table, domain: &str, name: &str) -> Option<Vec<Srv>> {
-    let mut labels = relative(domain, name)?.rsplit('.');
-    let (svc, namespace, service) = (labels.next()?, labels.next()?, labels.next()?);
-    let (protocol, port) = (labels.next()?, labels.next()?);
-    if svc != "svc" || labels.next().is_some() {
-        return None;
-    }
-    let service = table.get(namespace, service)?;
-    let base = format!("{}.{namespace}.svc.{domain}", service.key.name);
-    let mut records = Vec::new();
-    if service.kind == Kind::Headless {
-        for host in &service.hosts {
-            let ports = host.ports.iter().filter(|(name, p, _)| {
-                labelled(port, name) && labelled(protocol, &p.as_str().to_ascii_lowercase())
-            });
-            records.extend(ports.map(|(_, _, number)| Srv {
-                target: format!("{}.{base}", host_name(host)),
-                port: *number,
-            }));
-        }
-    } else {
-        records.extend(srv_ports(service, port, protocol).map(|number| Srv {
-            target: base.clone(),
-            port: number,
-        }));
-    }
-    Some(records)
-}
-
-fn srv_ports<'a>(
-    service: &'a Service,
-    port: &'a str,
-    protocol: &'a str,
-) -> impl Iterator<Item = u16> + 'a {
-    service
-        .ports
-        .iter()
-        .filter(move |p| {
-            labelled(port, &p.name) && labelled(protocol, &p.protocol.as_str().to_ascii_lowercase())
-        })
-        .map(|p| p.number)
+/// Name, protocol and number of the ports a Service is asked for by SRV.
+fn ports(service: &Service) -> impl Iterator<Item = (&str, Protocol, u16)> {
+    let own = service.ports.iter();
+    own.map(|port| (port.name.as_str(), port.protocol, port.number))
 }
 
 /// `_http` names `http`.
 fn labelled(label: &str, name: &str) -> bool {
     !name.is_empty() && label.strip_prefix('_') == Some(name)
+}
+
+/// `_tcp` names TCP.
+fn named(label: &str, protocol: Protocol) -> bool {
+    label
+        .strip_prefix('_')
+        .is_some_and(|label| label.eq_ignore_ascii_case(protocol.as_str()))
 }
 
 fn relative<'a>(domain: &str, name: &'a str) -> Option<&'a str> {
@@ -178,8 +292,52 @@ fn host_name(host: &Host) -> String {
 }
 
 fn from_dashed(label: &str) -> Option<IpAddr> {
-    let ip: Ipv4Addr = label.replace('-', ".").parse().ok()?;
-    Some(IpAddr::V4(ip))
+    if let Ok(ip) = label.replace('-', ".").parse::<Ipv4Addr>() {
+        return Some(IpAddr::V4(ip));
+    }
+    label.replace('-', ":").parse().ok().map(IpAddr::V6)
+}
+
+/// `64.100.in-addr.arpa` is 100.64.0.0/16.
+fn from_arpa(name: &str) -> Option<Ipv4Net> {
+    let rest = name.strip_suffix(".in-addr.arpa")?;
+    let mut octets = [0; 4];
+    let mut length = 0;
+    for label in rest.rsplit('.') {
+        // As it is written: "01" is nobody's name.
+        let octet: u8 = label
+            .parse()
+            .ok()
+            .filter(|octet: &u8| octet.to_string() == label)?;
+        *octets.get_mut(usize::from(length))? = octet;
+        length += 1;
+    }
+    Ipv4Net::new(Ipv4Addr::from(octets), length * 8).ok()
+}
+
+/// Whether the last labels of `rest` are octets of an address in `ranges`.
+fn below_ours(rest: &str, ranges: &[Ipv4Net]) -> bool {
+    let labels: Vec<&str> = rest.rsplit('.').take(3).collect();
+    (1..=labels.len()).any(|count| {
+        let mut known: Vec<&str> = labels[..count].to_vec();
+        known.reverse();
+        from_arpa(&format!("{}.in-addr.arpa", known.join(".")))
+            .is_some_and(|network| ranges.iter().any(|range| range.contains(&network)))
+    })
+}
+
+/// Where the reverse zone of `name` begins: after as many labels as `ranges` need.
+pub(crate) fn reverse_apex(ranges: &[Ipv4Net], name: &str) -> String {
+    let labels: Vec<&str> = name.split('.').collect();
+    for count in 3..=labels.len() {
+        let apex = labels[labels.len() - count..].join(".");
+        let ours = from_arpa(&apex)
+            .is_some_and(|network| ranges.iter().any(|range| range.contains(&network)));
+        if ours {
+            return apex;
+        }
+    }
+    name.to_owned()
 }
 
 #[cfg(test)]
@@ -246,12 +404,29 @@ mod tests {
     }
 
     fn ask(name: &str) -> String {
-        match answer(&table(), DOMAIN, name) {
+        let (table, namespaces) = (table(), Namespaces::of(&["empty"]));
+        let zone = Zone {
+            table: &table,
+            namespaces: &namespaces,
+            domain: DOMAIN,
+        };
+        match zone.answer(name) {
             Answer::Service(service) => match &service.kind {
                 Kind::ExternalName(target) => format!("→ {target}"),
                 _ => format!("{:?}", addresses(service)),
             },
-            Answer::Addresses(ips) => format!("{ips:?}"),
+            Answer::Hosts(_, hosts) => {
+                format!("{:?}", hosts.iter().map(|h| h.address).collect::<Vec<_>>())
+            }
+            Answer::Pod(ip) => format!("[{ip}]"),
+            Answer::Port(records) => records
+                .iter()
+                .map(|r| format!("{}:{}", r.target, r.port))
+                .collect::<Vec<_>>()
+                .join(" "),
+            Answer::Apex => "apex".to_owned(),
+            Answer::NameServer => "name server".to_owned(),
+            Answer::Version => "version".to_owned(),
             Answer::NoData => "no data".to_owned(),
             Answer::NxDomain => "nxdomain".to_owned(),
             Answer::NotOurs => "not ours".to_owned(),
@@ -268,13 +443,34 @@ mod tests {
             ("100-64-0-4.db.shop.svc.cluster.local", "nxdomain"),
             ("out.shop.svc.cluster.local", "→ example.com"),
             ("100-64-0-9.shop.pod.cluster.local", "[100.64.0.9]"),
+            ("2001-db8--1.shop.pod.cluster.local", "[2001:db8::1]"),
+            ("100-64-0-9.nowhere.pod.cluster.local", "nxdomain"),
+            ("100-64-0-9.empty.pod.cluster.local", "[100.64.0.9]"),
+            ("x.100-64-0-9.shop.pod.cluster.local", "nxdomain"),
             ("nonsense.shop.pod.cluster.local", "nxdomain"),
-            ("_http._tcp.web.shop.svc.cluster.local", "no data"),
+            (
+                "_http._tcp.web.shop.svc.cluster.local",
+                "web.shop.svc.cluster.local:80",
+            ),
+            (
+                "_http._tcp.db.shop.svc.cluster.local",
+                "db-0.db.shop.svc.cluster.local:8080 100-64-0-3.db.shop.svc.cluster.local:8080",
+            ),
+            ("_http._udp.web.shop.svc.cluster.local", "nxdomain"),
+            ("_tcp.web.shop.svc.cluster.local", "no data"),
+            ("_udp.web.shop.svc.cluster.local", "nxdomain"),
             ("_grpc._tcp.web.shop.svc.cluster.local", "nxdomain"),
             ("shop.svc.cluster.local", "no data"),
+            ("empty.svc.cluster.local", "no data"),
+            ("shop.pod.cluster.local", "no data"),
+            ("nowhere.pod.cluster.local", "nxdomain"),
             ("nowhere.svc.cluster.local", "nxdomain"),
             ("svc.cluster.local", "no data"),
-            ("cluster.local", "no data"),
+            ("cluster.local", "apex"),
+            ("dns.cluster.local", "no data"),
+            ("ns.dns.cluster.local", "name server"),
+            ("dns-version.cluster.local", "version"),
+            ("x.dns-version.cluster.local", "nxdomain"),
             ("web.cluster.local", "nxdomain"),
             ("nothing.shop.svc.cluster.local", "nxdomain"),
             ("a.b.c.web.shop.svc.cluster.local", "nxdomain"),
@@ -287,32 +483,50 @@ mod tests {
     }
 
     #[test]
-    fn srv_records_name_the_service_or_each_host() {
-        let table = table();
-        let ask = |name| {
-            let records = srv(&table, DOMAIN, name)?;
-            Some(
-                records
-                    .iter()
-                    .map(|r| format!("{}:{}", r.target, r.port))
-                    .collect::<Vec<_>>(),
-            )
+    fn addresses_of_the_cluster_have_names() {
+        let (table, namespaces) = (table(), Namespaces::default());
+        let zone = Zone {
+            table: &table,
+            namespaces: &namespaces,
+            domain: DOMAIN,
         };
-        assert_eq!(
-            ask("_http._tcp.web.shop.svc.cluster.local").unwrap(),
-            ["web.shop.svc.cluster.local:80"]
-        );
-        assert_eq!(
-            ask("_http._tcp.db.shop.svc.cluster.local").unwrap(),
-            [
-                "db-0.db.shop.svc.cluster.local:8080",
-                "100-64-0-3.db.shop.svc.cluster.local:8080"
-            ]
-        );
-        assert_eq!(
-            ask("_http._udp.web.shop.svc.cluster.local").unwrap().len(),
-            0
-        );
-        assert_eq!(ask("web.shop.svc.cluster.local"), None);
+        let ranges = [
+            "100.64.0.0/10".parse().unwrap(),
+            "10.96.0.0/16".parse().unwrap(),
+        ];
+        let reverse = zone.reverse();
+        for (name, expected) in [
+            ("7.0.96.10", "web.shop.svc.cluster.local"),
+            // Both Services have it; each names it by its hostname.
+            (
+                "2.0.64.100",
+                "db-0.db.shop.svc.cluster.local db-0.web.shop.svc.cluster.local",
+            ),
+            ("3.0.64.100", "100-64-0-3.db.shop.svc.cluster.local"),
+            ("4.0.64.100", "nxdomain"),
+            ("8.0.96.10", "nxdomain"),
+            ("0.64.100", "no data"),
+            ("64.100", "no data"),
+            ("96.10", "no data"),
+            ("x.64.100", "nxdomain"),
+            ("x.2.0.64.100", "nxdomain"),
+            ("02.0.64.100", "nxdomain"),
+            // Part of it is somebody else's.
+            ("100", "not ours"),
+            ("10", "not ours"),
+            ("8.8.8.8", "not ours"),
+            ("x.8.8.8", "not ours"),
+        ] {
+            let got = match zone.pointer(&reverse, &ranges, &format!("{name}.in-addr.arpa")) {
+                Pointer::Names(names) => names.join(" "),
+                Pointer::NoData => "no data".to_owned(),
+                Pointer::NxDomain => "nxdomain".to_owned(),
+                Pointer::NotOurs => "not ours".to_owned(),
+            };
+            assert_eq!(got, expected, "{name}");
+        }
+        let apex = |name: &str| reverse_apex(&ranges, name);
+        assert_eq!(apex("4.0.64.100.in-addr.arpa"), "64.100.in-addr.arpa");
+        assert_eq!(apex("x.0.96.10.in-addr.arpa"), "96.10.in-addr.arpa");
     }
 }

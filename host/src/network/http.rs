@@ -240,6 +240,8 @@ impl Call<'_> {
         match self.fabric.route(own, address, Protocol::Tcp) {
             Route::Outside => self.outside(request).await,
             Route::Nowhere(error) => Err(client::from_socket(address, error)),
+            // It speaks no HTTP.
+            Route::Dns => Err(client::from_socket(address, SocketError::Refused)),
             _ if tls => self.tls(address, host, request).await,
             Route::Own => match self.caller.pod {
                 Some(pod) => self.pod(pod, address, request, None).await,

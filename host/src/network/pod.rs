@@ -19,6 +19,8 @@ use crate::dns;
 
 /// Lookups of outside names one pod may have going on; further ones wait.
 const LOOKUPS: usize = 16;
+/// Questions to the node's DNS server one pod may have open; further datagrams are lost, streams wait.
+const QUESTIONS: usize = 128;
 
 /// Who a pod is, for its address, its names and the metrics.
 #[derive(Clone, Debug, Default)]
@@ -71,6 +73,8 @@ pub struct PodNetwork {
     /// Outgoing HTTP to endpoints that listen on sockets.
     client: OnceLock<Client>,
     lookups: Semaphore,
+    /// Questions to the DNS server the pod may have open.
+    questions: Arc<Semaphore>,
     /// Real connections the pod may have.
     outside: Arc<Semaphore>,
 }
@@ -107,6 +111,7 @@ impl PodNetwork {
             requests: Arc::default(),
             client: OnceLock::new(),
             lookups: Semaphore::new(LOOKUPS),
+            questions: Arc::new(Semaphore::new(QUESTIONS)),
             outside: Arc::new(Semaphore::new(limits.outside_per_pod)),
             identity,
             fabric,
@@ -210,6 +215,10 @@ impl PodNetwork {
 
     pub(crate) fn lookups(&self) -> &Semaphore {
         &self.lookups
+    }
+
+    pub(crate) fn questions(&self) -> &Arc<Semaphore> {
+        &self.questions
     }
 
     pub(crate) fn outside(&self) -> &Arc<Semaphore> {

@@ -81,7 +81,7 @@ pub(crate) async fn run(
 }
 
 /// Events of all objects of a kind, without end: errors are logged and retried with backoff.
-fn follow<K>(client: Client, kind: &'static str) -> impl Stream<Item = Event<K>>
+pub(super) fn follow<K>(client: Client, kind: &'static str) -> impl Stream<Item = Event<K>>
 where
     K: kube::Resource<DynamicType = ()>
         + Clone

@@ -2,6 +2,7 @@
 
 mod api;
 mod calls;
+mod dns;
 mod rim;
 mod sockets;
 mod tls;

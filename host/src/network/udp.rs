@@ -16,6 +16,7 @@ use super::balancer::{Millis, Tried};
 use super::ports::{PortTable, SocketSlot};
 use super::table::Port;
 use super::vnet::{Fabric, OutsideSlot, Route};
+use crate::dns::server::Transport;
 
 /// The largest payload of a datagram.
 pub(crate) const LARGEST: usize = 65_507;
@@ -273,6 +274,10 @@ impl UdpSocket {
                 }
                 self.poll_send_outside(cx, datagram, endpoint)
             }
+            Route::Dns => {
+                self.ask_dns(datagram.clone(), to);
+                Poll::Ready(Ok(()))
+            }
             Route::Outside => self.poll_send_outside(cx, datagram, to),
             Route::Nowhere(error) => Poll::Ready(Err(error)),
         }
@@ -280,6 +285,29 @@ impl UdpSocket {
 
     pub async fn send(&self, datagram: Bytes, to: SocketAddr) -> Result<(), SocketError> {
         std::future::poll_fn(|cx| self.poll_send(cx, &datagram, to)).await
+    }
+
+    /// The answer comes like any other datagram, when it comes.
+    fn ask_dns(&self, question: Bytes, server: SocketAddr) {
+        let Some(pod) = self.fabric.pod(self.pod) else {
+            return;
+        };
+        let Ok(permit) = Arc::clone(pod.questions()).try_acquire_owned() else {
+            return;
+        };
+        let (dns, stop) = (Arc::clone(&self.fabric.dns), self.fabric.stop.clone());
+        let queue = Arc::clone(&self.queue);
+        self.fabric.tasks.spawn(async move {
+            let answer = tokio::select! {
+                biased;
+                () = stop.cancelled() => None,
+                answer = dns.answer(&question, Transport::Datagram) => answer,
+            };
+            if let Some(answer) = answer {
+                queue.push(answer.into(), server);
+            }
+            drop(permit);
+        });
     }
 
     fn poll_send_outside(

@@ -19,6 +19,7 @@ use super::balancer::{self, Endpoint, InFlight, Millis, Tried};
 use super::client::Client;
 use super::egress::Egress;
 use super::identity::Identity;
+use super::namespaces::Namespaces;
 use super::nodes::Nodes;
 use super::pipe::{self, Account, Budget};
 use super::pod::{PodIdentity, PodNetwork};
@@ -26,6 +27,7 @@ use super::ports::{PortTable, Sockets, Target};
 use super::table::{Port, Protocol, Table};
 use super::traffic::{OUTSIDE, Traffic, Workload};
 use super::{Config, Error, SocketError, Stream, forward, serve};
+use crate::dns::server::{Dns, rim};
 use crate::dns::upstream::Upstream;
 
 /// Bytes all listeners together may have queued towards pods before their buffers shrink.
@@ -39,6 +41,8 @@ pub(crate) const RENEWALS: usize = 2;
 pub(crate) struct Fabric {
     pub(crate) config: Config,
     pub(crate) services: watch::Receiver<Arc<Table>>,
+    pub(crate) namespaces: watch::Receiver<Arc<Namespaces>>,
+    pub(crate) dns: Arc<Dns>,
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) egress: Egress,
     pub(crate) upstream: Arc<Upstream>,
@@ -87,6 +91,8 @@ pub(crate) enum Route {
     Own,
     Pod(Arc<PodNetwork>),
     Service(Arc<Port>),
+    /// The node's DNS server, at its address inside the cluster.
+    Dns,
     Outside,
     Nowhere(SocketError),
 }
@@ -97,6 +103,7 @@ impl Fabric {
     pub(crate) fn new(
         config: Config,
         services: watch::Receiver<Arc<Table>>,
+        namespaces: watch::Receiver<Arc<Namespaces>>,
     ) -> Result<Arc<Self>, Error> {
         let traffic = Traffic::default();
         let upstream = Arc::new(Upstream::default());
@@ -106,7 +113,15 @@ impl Fabric {
             upstream,
             outside: traffic.workload(OUTSIDE),
             traffic,
+            dns: Arc::new(Dns::new(
+                &config.dns,
+                &config.cluster_domain,
+                vec![config.cluster_cidr, config.service_cidr],
+                services.clone(),
+                namespaces.clone(),
+            )),
             services,
+            namespaces,
             nodes: Arc::new(Nodes::new(&config.node_name)),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -266,14 +281,23 @@ impl Fabric {
         if own.is_some_and(|own| ip.is_loopback() || ip == IpAddr::V4(own)) {
             return Route::Own;
         }
+        let dns = self.dns.address() == Some(to) && protocol != Protocol::Sctp;
         let table = self.services.borrow();
         if let Some(service) = table.vip(ip) {
             return match service.port(to.port(), protocol) {
+                // A Service of that address may stand for it; one that leads somewhere takes its place.
+                Some(port) if !dns || !port.endpoints.is_empty() => {
+                    Route::Service(Arc::clone(port))
+                }
+                _ if dns => Route::Dns,
                 Some(port) => Route::Service(Arc::clone(port)),
                 None => Route::Nowhere(SocketError::Refused),
             };
         }
         drop(table);
+        if dns {
+            return Route::Dns;
+        }
         if let IpAddr::V4(ip) = ip {
             if let Some(pod) = self.pod(ip) {
                 return Route::Pod(pod);
@@ -303,9 +327,46 @@ impl Fabric {
             },
             Route::Pod(pod) => self.deliver(&pod, caller, to, to, None).await,
             Route::Service(port) => self.connect_service(caller, &port, to).await,
+            Route::Dns => self.connect_dns(caller, to),
             Route::Outside => self.connect_outside(caller, to, to, None).await,
             Route::Nowhere(error) => Err(error),
         }
+    }
+
+    /// To the node's DNS server.
+    fn connect_dns(
+        self: &Arc<Self>,
+        caller: &Caller<'_>,
+        to: SocketAddr,
+    ) -> Result<Stream, SocketError> {
+        let account = |slot| Account {
+            budget: Arc::clone(caller.budget),
+            slot,
+            load: None,
+        };
+        let slot = caller.sockets.map(Sockets::take).transpose()?;
+        let (client, server) = pipe::connection(account(slot), account(None));
+        let server = Stream {
+            local: to,
+            peer: caller.from,
+            reader: server.0,
+            writer: server.1,
+        };
+        let (dns, stop) = (Arc::clone(&self.dns), self.stop.clone());
+        let questions = caller.pod.map(|pod| Arc::clone(pod.questions()));
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = rim::stream(&dns, server.into_io(), questions.as_deref()) => {}
+            }
+        });
+        Ok(Stream {
+            local: caller.from,
+            peer: to,
+            reader: client.0,
+            writer: client.1,
+        })
     }
 
     /// To some endpoint of a Service: those that refuse are passed over. When all did, others may come.

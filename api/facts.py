@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Re-encodes the facts about Kubernetes' types into the two small tables the api crate compiles in.
+"""Re-encodes the facts about Kubernetes' types and roles into the small tables the api crate compiles in.
 
-usage: facts.py DIRECTORY   (holds types-1.36.json, protobuf-1.36.json and discovery-1.36.json)
+usage: facts.py DIRECTORY   (holds types-1.36.json, protobuf-1.36.json, discovery-1.36.json and bootstrap-rbac-1.36.json)
 
-Writes src/facts/types.txt and src/facts/protobuf.txt beside this script. What is kept: every kind that discovery lists,
+Writes src/facts/types.txt, src/facts/protobuf.txt and src/facts/rbac.txt beside this script. What is kept: every kind that discovery lists,
 its list, the bodies of its subresources, a few meta types, and whatever these reach. Nothing else is carried along.
 
 types.txt, one block per definition (names without their leading `io.k8s.`):
@@ -20,6 +20,13 @@ protobuf.txt, one block per message:
     <tab>TAG FIELD SHAPE ELEMENT [p][o][i]
   SHAPE  . one · [ list · { map
   ELEMENT s i(nteger) b f y or the last of the special names q o t m, or =NAME; FLAG p pointer · o omitempty · i inline
+
+rbac.txt, one block per role, one line per binding (`-` is an empty word, the core group or the cluster's scope):
+    role NAMESPACE NAME [LABEL=VALUE…]
+    <tab>VERBS GROUPS RESOURCES [NAMES]     lists with commas
+    <tab>VERBS URLS
+    <tab>+LABEL                             aggregates the roles that have LABEL=true
+    binding NAMESPACE NAME ROLE SUBJECT…    user:NAME group:NAME account:NAMESPACE/NAME
 """
 
 import json
@@ -337,6 +344,58 @@ def served_kinds(path):
                                kind["version"] or version["version"], kind["kind"])
 
 
+# ---- roles ------------------------------------------------------------------------------------------------------
+
+# What a fork of Kubernetes adds is in the data, but not in Kubernetes.
+FORKS = "system:openshift:"
+ALWAYS = {"kubernetes.io/bootstrapping": "rbac-defaults"}
+
+
+def words(items):
+    return ",".join(item or "-" for item in items)
+
+
+def rule_line(rule):
+    if rule.get("nonResourceURLs"):
+        return "\t" + words(rule["verbs"]) + " " + words(rule["nonResourceURLs"])
+    parts = [rule["verbs"], rule["apiGroups"], rule["resources"]]
+    if rule.get("resourceNames"):
+        parts.append(rule["resourceNames"])
+    return "\t" + " ".join(words(part) for part in parts)
+
+
+def role_lines(role):
+    meta = role["metadata"]
+    labels = [f"{k}={v}" for k, v in meta["labels"].items() if ALWAYS.get(k) != v]
+    yield " ".join(["role", meta.get("namespace") or "-", meta["name"], *labels])
+    for selector in role.get("aggregationRule", {}).get("clusterRoleSelectors", []):
+        (label, value), = selector["matchLabels"].items()
+        assert value == "true"
+        yield "\t+" + label
+    for rule in role.get("rules") or []:
+        yield rule_line(rule)
+
+
+def subject_word(subject):
+    if subject["kind"] == "ServiceAccount":
+        return f"account:{subject['namespace']}/{subject['name']}"
+    return f"{subject['kind'].lower()}:{subject['name']}"
+
+
+def write_rbac(path, facts):
+    lines = ["# Written by facts.py, which explains the form."]
+    for role in facts["clusterroles"] + facts["roles"]:
+        if not role["metadata"]["name"].startswith(FORKS):
+            lines += role_lines(role)
+    for binding in facts["clusterrolebindings"]:
+        name = binding["metadata"]["name"]
+        if not name.startswith(FORKS):
+            assert binding["roleRef"]["kind"] == "ClusterRole"
+            subjects = [subject_word(subject) for subject in binding.get("subjects") or []]
+            lines.append(" ".join(["binding", "-", name, binding["roleRef"]["name"], *subjects]))
+    path.write_text("\n".join(lines) + "\n")
+
+
 def main():
     source = pathlib.Path(sys.argv[1])
     target = pathlib.Path(__file__).parent / "src" / "facts"
@@ -361,6 +420,7 @@ def main():
     target.mkdir(exist_ok=True)
     write_types(target / "types.txt", types, messages, keep)
     write_messages(target / "protobuf.txt", messages, reach_messages(messages, [*keep, *options]))
+    write_rbac(target / "rbac.txt", json.loads((source / "bootstrap-rbac-1.36.json").read_text()))
 
 
 if __name__ == "__main__":

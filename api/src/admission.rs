@@ -3,8 +3,10 @@
 //! Order is upstream's: the plugins of [`PLUGINS`] from first to last; mutating before, validating after the kind's own
 //! validation. Pure: plugins see other objects through `Lookup`, which reads the cache.
 
+mod certificates;
 mod default_class;
 mod default_tolerations;
+mod escalation;
 mod namespace_lifecycle;
 mod priority;
 mod runtime_class;
@@ -13,7 +15,7 @@ mod taint_nodes;
 
 use serde_json::Value;
 
-use crate::auth::User;
+use crate::auth::{Access, User};
 use crate::kinds::Kind;
 use crate::kinds::strategy::{Door, Lookup};
 use crate::object::Object;
@@ -30,6 +32,8 @@ pub struct Attributes<'a> {
     /// May be empty on create: the name may still be generated.
     pub name: &'a str,
     pub user: &'a User,
+    /// What the user may do beside this.
+    pub access: &'a Access,
     /// `None` on create.
     pub old: Option<&'a Object>,
     pub dry_run: bool,
@@ -69,6 +73,11 @@ const PLUGINS: &[&dyn Plugin] = &[
     &default_class::STORAGE,
     &default_class::INGRESS,
     &runtime_class::RuntimeClass,
+    &certificates::Requester,
+    &certificates::Approval,
+    &certificates::Signing,
+    &certificates::SubjectRestriction,
+    &escalation::Escalation,
 ];
 
 /// Lets every plugin change `new`.

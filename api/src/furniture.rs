@@ -1,7 +1,9 @@
 //! What every cluster begins with, and keeps: four namespaces, the Service `default/kubernetes` and where it leads, system
-//! PriorityClasses, the ServiceCIDR, a copy of the CA in each namespace, and the forgetting of old Events.
+//! PriorityClasses, the ServiceCIDR, the bootstrap roles, a copy of the CA in each namespace, and the forgetting of old Events.
 //!
 //! All of it goes through the registry like anybody's write, as the user `system:apiserver`.
+
+mod roles;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -24,6 +26,8 @@ use crate::registry::delete::DeleteOptions;
 use crate::registry::{Change, Registry};
 use crate::status::{Error, Reason};
 
+pub(crate) use roles::keep_aggregated;
+
 const MANAGER: &str = "kube-apiserver";
 const ROOT_CA: &str = "kube-root-ca.crt";
 const KUBERNETES: &str = "kubernetes";
@@ -43,6 +47,7 @@ pub(crate) async fn place(api: &Api, pki: &Pki, service: Ipv4Addr) -> Result<(),
     ];
     // Together, so that they share the store's flushes.
     futures::future::try_join_all(namespaces.map(|name| namespace(api, name, pki))).await?;
+    roles::place(api).await?;
     for (name, value, description) in [
         (
             "system-node-critical",

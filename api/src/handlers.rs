@@ -37,7 +37,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::{self, User};
+use crate::auth::{Access, User};
 use crate::cache::Cache;
 use crate::codec::{self, Decoded};
 use crate::kinds::strategy::Door;
@@ -62,6 +62,7 @@ pub struct Api {
     pub schema: &'static Schema,
     pub kinds: &'static Kinds,
     pub settings: Settings,
+    pub access: Access,
     pub nodes: Nodes,
     pub metrics: Metrics,
     /// Cancelled when the server begins to drain: watches end, readiness fails.
@@ -159,8 +160,9 @@ async fn answer(
     info: &RequestInfo,
     body: Body,
 ) -> Result<Reply, Error> {
-    let user = auth::authenticate(parts.extensions.get::<User>(), &parts.headers)?;
-    auth::authorise(&user, info)?;
+    let user = parts.extensions.get::<User>();
+    let user = api.access.authenticate(user, &parts.headers, now())?;
+    api.access.authorise(&user, info)?;
     if info.is_long_running() {
         return route(api, parts, query, info, &user, body).await;
     }

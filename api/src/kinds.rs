@@ -5,6 +5,7 @@
 
 pub mod autoscaling;
 pub mod batch;
+pub mod certificate;
 pub mod columns;
 pub mod config;
 pub mod cron;

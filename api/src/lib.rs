@@ -17,6 +17,7 @@ pub mod admission;
 pub mod args;
 pub mod auth;
 pub mod cache;
+pub mod certificates;
 pub mod codec;
 pub mod discovery;
 mod furniture;

@@ -178,6 +178,15 @@ impl ResourcePath {
         }
     }
 
+    /// The one object this is about, as authorisation sees it; empty when there is none, or many.
+    pub fn object(&self) -> &str {
+        if self.name.is_empty() {
+            &self.selected_name
+        } else {
+            &self.name
+        }
+    }
+
     /// `group/version` as objects write it.
     pub fn api_version(&self) -> String {
         if self.group.is_empty() {

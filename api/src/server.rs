@@ -30,13 +30,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::activity::Activity;
-use crate::auth::User;
+use crate::auth::{self, Access, User};
 use crate::handlers::{self, Api, Room, Settings};
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::pki::{self, Pki, Shown, kubeconfig};
 use crate::store::{self, Store, memory::Memory, sqlite::Sqlite};
-use crate::{furniture, kinds, registry, schema};
+use crate::{certificates, furniture, kinds, registry, schema};
 
 /// What a server needs to know. [`Config::at`] and [`Config::in_memory`] fill in the defaults.
 #[derive(Clone, Debug)]
@@ -156,6 +156,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     let tls = pki.server_config(Shown::new(&pki.chain(&serving))?)?;
     let api = Arc::new(Api {
         cache: Arc::clone(store.cache()),
+        access: Access::new(store.cache()),
         store,
         schema: schema::builtin(),
         kinds,
@@ -296,6 +297,11 @@ impl Handle {
             .spawn(furniture::keep_root_certificates(Arc::clone(&self.api), ca));
         self.tasks
             .spawn(furniture::reap_events(Arc::clone(&self.api)));
+        self.tasks
+            .spawn(furniture::keep_aggregated(Arc::clone(&self.api)));
+        self.tasks.spawn(auth::keep(Arc::clone(&self.api)));
+        self.tasks
+            .spawn(certificates::run(Arc::clone(&self.api), self.pki.clone()));
     }
 }
 

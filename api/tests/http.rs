@@ -3,6 +3,10 @@
 #[path = "http/support.rs"]
 mod support;
 
+#[path = "http/access.rs"]
+mod access;
+#[path = "http/certificates.rs"]
+mod certificates;
 #[path = "http/network.rs"]
 mod network;
 #[path = "http/objects.rs"]

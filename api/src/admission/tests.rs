@@ -3,12 +3,14 @@
 use serde_json::{Value, json};
 
 use super::{Attributes, delete, mutate, validate};
-use crate::auth::User;
+use crate::auth::{Access, User};
 use crate::kinds::strategy::Door;
 use crate::kinds::table;
 use crate::kinds::testing::World;
 use crate::object::Object;
 use crate::status::Error;
+use crate::store::Store as _;
+use crate::store::memory::Memory;
 
 fn world() -> World {
     World::new()
@@ -30,6 +32,7 @@ fn admit(plural: &str, namespace: &str, object: Value) -> Result<Object, Error> 
         .expect("served");
     let mut new = Object::new(object).expect("an object");
     let user = User::anonymous();
+    let access = Access::new(Memory::new().cache());
     let name = new.name().to_owned();
     let attributes = Attributes {
         kind,
@@ -38,6 +41,7 @@ fn admit(plural: &str, namespace: &str, object: Value) -> Result<Object, Error> 
         namespace,
         name: &name,
         user: &user,
+        access: &access,
         old: None,
         dry_run: false,
     };
@@ -124,6 +128,7 @@ fn a_new_node_is_tainted_until_it_is_ready() {
 #[test]
 fn three_namespaces_stay() {
     let user = User::anonymous();
+    let access = Access::new(Memory::new().cache());
     let kind = table().find("", "v1", "namespaces").expect("served");
     let ask = |name: &str| {
         delete(&Attributes {
@@ -133,6 +138,7 @@ fn three_namespaces_stay() {
             namespace: "",
             name,
             user: &user,
+            access: &access,
             old: None,
             dry_run: false,
         })

@@ -1,9 +1,12 @@
 //! The questions a client may ask about itself and others: access, rules and identity reviews. They are answered from
-//! [`super::allowed`], never stored. Pure.
+//! [`Access`], never stored.
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Attributes, User, allowed};
+use super::rbac::aggregate;
+use super::rules::Rule;
+use super::{Access, Attributes, User};
 use crate::object::Object;
 use crate::request::ResourcePath;
 use crate::status::{Cause, Error};
@@ -31,29 +34,27 @@ pub fn answer(
     resource: &str,
     namespace: &str,
     user: &User,
+    access: &Access,
+    now: Timestamp,
 ) -> Result<(), Error> {
     let status = match resource {
-        "selfsubjectaccessreviews" => access(review, user)?,
+        "selfsubjectaccessreviews" => may(review, user, access)?,
         "subjectaccessreviews" | "localsubjectaccessreviews" => {
             if resource == "localsubjectaccessreviews" {
                 check_namespace(review, namespace)?;
             }
             let subject = subject(review)?;
-            access(review, &subject)?
+            may(review, &subject, access)?
         }
-        "selfsubjectrulesreviews" => rules(user),
+        "selfsubjectrulesreviews" => rules(review, user, access)?,
         "selfsubjectreviews" => json!({ "userInfo": user_info(user) }),
-        _ => json!({
-            "authenticated": false,
-            "user": {},
-            "error": "this server does not accept bearer tokens yet",
-        }),
+        _ => token(review, access, now)?,
     };
     review.set(&["status"], status);
     Ok(())
 }
 
-fn access(review: &Object, user: &User) -> Result<Value, Error> {
+fn may(review: &Object, user: &User, access: &Access) -> Result<Value, Error> {
     let text = |path: &[&str]| review.str_at(path).unwrap_or_default().to_owned();
     let resource = review.at(&["spec", "resourceAttributes"]).is_some();
     let other = review.at(&["spec", "nonResourceAttributes"]).is_some();
@@ -67,7 +68,7 @@ fn access(review: &Object, user: &User) -> Result<Value, Error> {
         );
         return Err(invalid(review, cause));
     }
-    let allowed = if resource {
+    let decision = if resource {
         let part = |name| text(&["spec", "resourceAttributes", name]);
         let path = ResourcePath {
             group: part("group"),
@@ -83,7 +84,7 @@ fn access(review: &Object, user: &User) -> Result<Value, Error> {
             verb: &verb,
             path: &path,
         };
-        allowed(user, &asked)
+        access.decide(user, &asked, true)
     } else {
         let verb = text(&["spec", "nonResourceAttributes", "verb"]);
         let path = text(&["spec", "nonResourceAttributes", "path"]);
@@ -91,9 +92,13 @@ fn access(review: &Object, user: &User) -> Result<Value, Error> {
             verb: &verb,
             path: &path,
         };
-        allowed(user, &asked)
+        access.decide(user, &asked, true)
     };
-    Ok(json!({ "allowed": allowed }))
+    let mut status = json!({ "allowed": decision.allowed });
+    if !decision.reason.is_empty() {
+        status["reason"] = json!(decision.reason);
+    }
+    Ok(status)
 }
 
 /// The user a SubjectAccessReview asks about.
@@ -112,7 +117,7 @@ fn subject(review: &Object) -> Result<User, Error> {
         );
         return Err(invalid(review, cause));
     }
-    Ok(User {
+    let mut user = User {
         name: name.to_owned(),
         uid: review
             .str_at(&["spec", "uid"])
@@ -120,7 +125,14 @@ fn subject(review: &Object) -> Result<User, Error> {
             .to_owned(),
         groups: groups.iter().map(|&group| group.to_owned()).collect(),
         ..User::default()
-    })
+    };
+    let extra = review.at(&["spec", "extra"]).and_then(Value::as_object);
+    for (key, values) in extra.into_iter().flatten() {
+        let values = values.as_array().into_iter().flatten();
+        let values = values.filter_map(Value::as_str).map(str::to_owned);
+        user.extra.insert(key.clone(), values.collect());
+    }
+    Ok(user)
 }
 
 fn check_namespace(review: &Object, namespace: &str) -> Result<(), Error> {
@@ -147,34 +159,63 @@ fn invalid(review: &Object, cause: Cause) -> Error {
 }
 
 /// What `kubectl auth can-i --list` prints.
-fn rules(user: &User) -> Value {
-    let everything = allowed(
-        user,
-        &Attributes::NonResource {
-            verb: "*",
-            path: "*",
-        },
-    );
-    if everything {
-        return json!({
-            "resourceRules": [{ "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"] }],
-            "nonResourceRules": [{ "verbs": ["*"], "nonResourceURLs": ["*"] }],
-            "incomplete": false,
-        });
+fn rules(review: &Object, user: &User, access: &Access) -> Result<Value, Error> {
+    let namespace = review.str_at(&["spec", "namespace"]).unwrap_or_default();
+    if namespace.is_empty() {
+        return Err(Error::bad_request("no namespace on request"));
     }
-    json!({
-        "resourceRules": [
-            { "verbs": ["create"], "apiGroups": ["authorization.k8s.io"],
-              "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"] },
-            { "verbs": ["create"], "apiGroups": ["authentication.k8s.io"],
-              "resources": ["selfsubjectreviews"] },
-        ],
-        "nonResourceRules": [{
-            "verbs": ["get"],
-            "nonResourceURLs": ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez",
-                "/openapi", "/openapi/*", "/readyz", "/version", "/version/"],
-        }],
-        "incomplete": false,
+    let (rules, errors) = access.rbac().rules_of(user, namespace);
+    let words = |rule: &Rule, of_resources: bool| {
+        let mut words = vec![("verbs", rule.verbs.clone())];
+        if of_resources {
+            words.push(("apiGroups", rule.groups.clone()));
+            words.push(("resources", rule.resources.clone()));
+            words.push(("resourceNames", rule.names.clone()));
+        } else {
+            words.push(("nonResourceURLs", rule.urls.clone()));
+        }
+        let words = words.into_iter().filter(|(_, words)| !words.is_empty());
+        let words = words.map(|(key, words)| (key.to_owned(), json!(words)));
+        Value::Object(words.collect())
+    };
+    let of_resources = rules.iter().filter(|rule| !rule.resources.is_empty());
+    let of_urls = rules.iter().filter(|rule| !rule.urls.is_empty());
+    let mut status = json!({
+        "resourceRules": of_resources.map(|rule| words(rule, true)).collect::<Vec<_>>(),
+        "nonResourceRules": of_urls.map(|rule| words(rule, false)).collect::<Vec<_>>(),
+        // What the node authoriser would say depends on pods, not on rules.
+        "incomplete": user.node().is_some() || !errors.is_empty(),
+    });
+    if user.node().is_some() {
+        status["evaluationError"] = json!("node authorizer does not support user rule resolution");
+    } else if let Some(errors) = aggregate(&errors) {
+        status["evaluationError"] = json!(errors);
+    }
+    Ok(status)
+}
+
+/// Whose token `spec.token` is.
+fn token(review: &Object, access: &Access, now: Timestamp) -> Result<Value, Error> {
+    let token = review.str_at(&["spec", "token"]).unwrap_or_default();
+    if token.is_empty() {
+        return Err(Error::bad_request(
+            "token is required for TokenReview in authentication",
+        ));
+    }
+    let audiences: Vec<&str> = review
+        .list_at(&["spec", "audiences"])
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    Ok(match access.review(token, &audiences, now) {
+        Some((user, audiences)) => {
+            let mut status = json!({ "authenticated": true, "user": user_info(&user) });
+            if !audiences.is_empty() {
+                status["audiences"] = json!(audiences);
+            }
+            status
+        }
+        None => json!({ "authenticated": false, "user": {}, "error": "invalid bearer token" }),
     })
 }
 
@@ -196,7 +237,10 @@ mod tests {
     fn ask(resource: &str, spec: &Value, user: &User) -> Value {
         let review = json!({"kind": "R", "apiVersion": "authorization.k8s.io/v1", "spec": spec});
         let mut review = Object::new(review).expect("an object");
-        answer(&mut review, resource, "default", user).expect("answered");
+        let store = crate::store::memory::Memory::new();
+        let access = Access::new(crate::store::Store::cache(&store));
+        let now = Timestamp::UNIX_EPOCH;
+        answer(&mut review, resource, "default", user, &access, now).expect("answered");
         review.into_value()["status"].clone()
     }
 
@@ -211,6 +255,28 @@ mod tests {
         assert_eq!(
             ask("subjectaccessreviews", &bob, &User::admin()),
             json!({"allowed": false})
+        );
+    }
+
+    #[test]
+    fn masters_have_every_rule_and_unknown_tokens_are_nobodys() {
+        let status = ask(
+            "selfsubjectrulesreviews",
+            &json!({"namespace": "default"}),
+            &User::admin(),
+        );
+        assert_eq!(
+            status,
+            json!({
+                "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
+                "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
+                "incomplete": false,
+            })
+        );
+        let status = ask("tokenreviews", &json!({"token": "x"}), &User::admin());
+        assert_eq!(
+            status,
+            json!({"authenticated": false, "user": {}, "error": "invalid bearer token"})
         );
     }
 

@@ -187,6 +187,11 @@ impl Watcher {
         queued.or_else(|| self.queue.try_recv().ok())
     }
 
+    /// Will `try_next` never give anything again?
+    pub fn is_ended(&self) -> bool {
+        self.backlog.len() == 0 && self.queue.is_empty() && self.queue.is_closed()
+    }
+
     /// How far this watcher has come: when everything offered was taken, the store's revision, which a bookmark may
     /// carry. `None` while changes are waiting to be taken, or after the end.
     pub fn progress(&self) -> Option<Revision> {

@@ -24,7 +24,16 @@ pub(super) async fn create(call: &Call<'_>, body: Bytes) -> Result<Reply, Error>
         &mut warnings,
     )?;
     if reviews::is_review(&call.kind.group, &call.kind.plural) {
-        reviews::answer(&mut object, &call.kind.plural, call.namespace(), call.user)?;
+        let access = &call.api.access;
+        let plural = &call.kind.plural;
+        reviews::answer(
+            &mut object,
+            plural,
+            call.namespace(),
+            call.user,
+            access,
+            call.now,
+        )?;
         if call.accept.shape != super::Shape::Object {
             return Err(not_a_table());
         }

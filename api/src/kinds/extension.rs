@@ -1,4 +1,4 @@
-//! Kinds that extend or guard the API itself: webhooks, admission policies, CRDs, API services, flow control, certificates.
+//! Kinds that extend or guard the API itself: webhooks, admission policies, CRDs, API services, flow control.
 
 use serde_json::Value;
 
@@ -213,30 +213,6 @@ pub static PRIORITY_LEVEL: Rules = Rules {
     ..Rules::NEW
 };
 
-pub static CERTIFICATE_SIGNING_REQUEST: Rules = Rules {
-    status: "{}",
-    checks: &[
-        ("spec.request", Required),
-        ("spec.signerName", Required),
-        ("spec.usages", Required),
-        ("spec.expirationSeconds", With(lifetime)),
-    ],
-    prepare: |new, old, door| {
-        let Some(old) = old else { return };
-        // What was asked never changes; approval conditions change only through their own door.
-        if let Some(spec) = old.at(&["spec"]) {
-            new.set(&["spec"], spec.clone());
-        }
-        if let (Door::Subresource("approval"), Some(certificate)) =
-            (door, old.at(&["status", "certificate"]))
-        {
-            new.set(&["status", "certificate"], certificate.clone());
-        }
-    },
-    fields: &["spec.signerName"],
-    ..Rules::NEW
-};
-
 pub static RESOURCE_CLAIM: Rules = Rules {
     status: "{}",
     checks: &[("spec", Immutable)],
@@ -328,13 +304,6 @@ fn definition(new: &Object, causes: &mut Vec<Cause>) {
             let field = format!("spec.versions[{i}].schema.openAPIV3Schema");
             causes.push(Cause::required(field, "schemas are required"));
         }
-    }
-}
-
-fn lifetime(path: &Path<'_>, value: &Value, causes: &mut Vec<Cause>) {
-    if value.as_i64().is_some_and(|seconds| seconds < 600) {
-        let why = "may not specify a duration less than 600 seconds (10 minutes)";
-        causes.push(Cause::invalid(path, value, why));
     }
 }
 

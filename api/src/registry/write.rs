@@ -382,6 +382,7 @@ impl Registry<'_> {
             namespace: self.namespace,
             name,
             user: self.user,
+            access: &self.api.access,
             old,
             dry_run: self.dry_run,
         }

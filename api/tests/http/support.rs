@@ -63,7 +63,15 @@ impl World {
     }
 
     pub(crate) async fn call(&self, request: Request<Body>) -> Answer {
-        let router = self.handle.router_as(User::admin());
+        self.call_as(Some(User::admin()), request).await
+    }
+
+    /// As `user`, or as whoever the request's headers say.
+    pub(crate) async fn call_as(&self, user: Option<User>, request: Request<Body>) -> Answer {
+        let router = match user {
+            Some(user) => self.handle.router_as(user),
+            None => self.handle.router(),
+        };
         let response = router.oneshot(request).await.expect("infallible");
         let (parts, body) = response.into_parts();
         let body = tokio::time::timeout(Duration::from_secs(10), body.collect());
@@ -73,6 +81,27 @@ impl World {
             headers: parts.headers,
             text: String::from_utf8_lossy(&bytes).into_owned(),
         }
+    }
+
+    /// A request with JSON as `user`.
+    pub(crate) async fn ask(
+        &self,
+        user: &User,
+        method: Method,
+        uri: &str,
+        body: Option<&Value>,
+    ) -> Answer {
+        let kind = match method {
+            Method::PATCH => "application/merge-patch+json",
+            _ => "application/json",
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("content-type", kind)
+            .body(body.map_or_else(Body::empty, |body| Body::from(body.to_string())))
+            .expect("a request");
+        self.call_as(Some(user.clone()), request).await
     }
 
     pub(crate) async fn get(&self, uri: &str) -> Answer {

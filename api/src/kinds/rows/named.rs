@@ -4,8 +4,8 @@ use super::{READ_WRITE, row, sub};
 use crate::kinds::Kind;
 use crate::kinds::Scope::{Cluster, Namespaced};
 use crate::kinds::{
-    autoscaling, batch, columns, endpoints, events, extension, lease, networking, policy, storage,
-    workload,
+    autoscaling, batch, certificate, columns, endpoints, events, extension, lease, networking,
+    policy, storage, workload,
 };
 
 pub(super) fn apiregistration() -> Vec<Kind> {
@@ -218,7 +218,7 @@ pub(super) fn certificates() -> Vec<Kind> {
             "certificatesigningrequests",
             Cluster,
         )
-        .strategy(&extension::CERTIFICATE_SIGNING_REQUEST)
+        .strategy(&certificate::SIGNING_REQUEST)
         .columns(&columns::cluster::CERTIFICATE_SIGNING_REQUEST)
         .short(&["csr"])
         .subresources(
@@ -228,9 +228,6 @@ pub(super) fn certificates() -> Vec<Kind> {
                     sub("status", "", "", "CertificateSigningRequest", READ_WRITE),
                 ]
             },
-        )
-        .unattended(
-            "CertificateSigningRequest is stored, but nothing signs certificates for it yet",
         ),
     ]
 }
@@ -272,8 +269,7 @@ pub(super) fn rbac() -> Vec<Kind> {
             Cluster,
         )
         .strategy(&policy::CLUSTER_ROLE_BINDING)
-        .columns(&columns::policy::ROLE_BINDING)
-        .unattended("ClusterRoleBinding is stored, but authorization does not evaluate it yet"),
+        .columns(&columns::policy::ROLE_BINDING),
         row(
             "rbac.authorization.k8s.io",
             "v1",
@@ -281,8 +277,7 @@ pub(super) fn rbac() -> Vec<Kind> {
             "clusterroles",
             Cluster,
         )
-        .strategy(&policy::CLUSTER_ROLE)
-        .unattended("ClusterRole is stored, but authorization does not evaluate it yet"),
+        .strategy(&policy::CLUSTER_ROLE),
         row(
             "rbac.authorization.k8s.io",
             "v1",
@@ -291,8 +286,7 @@ pub(super) fn rbac() -> Vec<Kind> {
             Namespaced,
         )
         .strategy(&policy::ROLE_BINDING)
-        .columns(&columns::policy::ROLE_BINDING)
-        .unattended("RoleBinding is stored, but authorization does not evaluate it yet"),
+        .columns(&columns::policy::ROLE_BINDING),
         row(
             "rbac.authorization.k8s.io",
             "v1",
@@ -300,8 +294,7 @@ pub(super) fn rbac() -> Vec<Kind> {
             "roles",
             Namespaced,
         )
-        .strategy(&policy::ROLE)
-        .unattended("Role is stored, but authorization does not evaluate it yet"),
+        .strategy(&policy::ROLE),
     ]
 }
 

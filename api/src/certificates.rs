@@ -1,0 +1,266 @@
+//! CertificateSigningRequests of the built-in signers: who is approved without asking, what is signed, what cannot be.
+//!
+//! [`decide`] is pure; `act` carries it out and owns the task. Several servers may do so at once: every write is at the
+//! revision the decision was made on, and all decide the same.
+//!
+//! | signer | signed when approved and | approved by itself for |
+//! | --- | --- | --- |
+//! | `kubernetes.io/kube-apiserver-client` | for client auth | nobody |
+//! | `kubernetes.io/kube-apiserver-client-kubelet` | a node's name, no alternative names | whoever RBAC lets create `nodeclient`, and a node renewing its own |
+//! | `kubernetes.io/kubelet-serving` | a node's name, some alternative names | that node, for its name and the addresses in its Node object |
+//! | `kubernetes.io/legacy-unknown` | always | nobody |
+
+mod act;
+pub mod request;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde_json::Value;
+use types::well_known::{GROUP_NODES, NAMESPACE_DEFAULT};
+
+use crate::auth::User;
+use crate::object::Object;
+use request::Request;
+
+pub(crate) use act::run;
+
+pub const GROUP: &str = "certificates.k8s.io";
+pub const PLURAL: &str = "certificatesigningrequests";
+pub const STORAGE: &str = "certificates.k8s.io/certificatesigningrequests";
+pub const API_CLIENT: &str = "kubernetes.io/kube-apiserver-client";
+pub const NODE_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+pub const NODE_SERVING: &str = "kubernetes.io/kubelet-serving";
+pub const LEGACY: &str = "kubernetes.io/legacy-unknown";
+
+/// Certificates live a year unless a shorter life is asked for, of ten minutes at least.
+const LIFETIME: Duration = Duration::from_secs(365 * 86_400);
+const SHORTEST: Duration = Duration::from_secs(600);
+
+/// What the decision may know beside the request.
+pub trait Facts {
+    /// May `user` create this pretended subresource of CertificateSigningRequests?
+    fn may(&self, user: &User, subresource: &str) -> bool;
+    /// Addresses of type InternalIP and ExternalIP, and names of type Hostname, InternalDNS and ExternalDNS; `None`: there
+    /// is no such node.
+    fn node(&self, name: &str) -> Option<(Vec<IpAddr>, Vec<String>)>;
+    /// Does another node, or the cluster itself, have this address?
+    fn is_taken(&self, address: IpAddr, node: &str) -> bool;
+}
+
+/// What is to be done with one request now.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Action {
+    /// It is finished, refused, or not ours.
+    Leave,
+    /// It may be approved once the facts change; somebody may also approve it by hand.
+    Wait,
+    Approve(&'static str),
+    Sign {
+        der: Vec<u8>,
+        usages: Vec<String>,
+        lifetime: Duration,
+    },
+    /// Condition `Failed`.
+    Fail(String),
+}
+
+pub fn decide(csr: &Object, facts: &dyn Facts) -> Action {
+    let signer = csr.str_at(&["spec", "signerName"]).unwrap_or_default();
+    let ours = matches!(signer, API_CLIENT | NODE_CLIENT | NODE_SERVING | LEGACY);
+    let signed = csr
+        .str_at(&["status", "certificate"])
+        .is_some_and(|certificate| !certificate.is_empty());
+    let has = |kind: &str| {
+        let conditions = csr.list_at(&["status", "conditions"]);
+        conditions.iter().any(|condition| condition["type"] == kind)
+    };
+    if !ours || signed || has("Denied") || has("Failed") || csr.is_deleting() {
+        return Action::Leave;
+    }
+    let request = match Request::parse(csr.str_at(&["spec", "request"]).unwrap_or_default()) {
+        Ok(request) => request,
+        Err(error) => return Action::Fail(format!("the request cannot be read: {error}")),
+    };
+    let usages: Vec<String> = csr
+        .list_at(&["spec", "usages"])
+        .iter()
+        .filter_map(|usage| Some(usage.as_str()?.to_owned()))
+        .collect();
+    let fits = fits(signer, &request, &usages);
+    if has("Approved") {
+        return match fits {
+            Err(why) => Action::Fail(why.to_owned()),
+            Ok(()) => Action::Sign {
+                lifetime: lifetime(csr.i64_at(&["spec", "expirationSeconds"])),
+                der: request.der,
+                usages,
+            },
+        };
+    }
+    if fits.is_err() {
+        return Action::Leave;
+    }
+    match signer {
+        NODE_CLIENT => approve_client(&request, &requester(csr), facts),
+        NODE_SERVING => approve_serving(&request, &requester(csr), facts),
+        _ => Action::Leave,
+    }
+}
+
+fn lifetime(asked: Option<i64>) -> Duration {
+    let asked = asked.and_then(|seconds| u64::try_from(seconds).ok());
+    asked.map_or(LIFETIME, |seconds| {
+        Duration::from_secs(seconds).clamp(SHORTEST, LIFETIME)
+    })
+}
+
+/// Whoever created the request, as admission wrote it down.
+fn requester(csr: &Object) -> User {
+    let words = |list: &[Value]| -> Vec<String> {
+        let words = list.iter().filter_map(Value::as_str);
+        words.map(str::to_owned).collect()
+    };
+    User {
+        name: csr
+            .str_at(&["spec", "username"])
+            .unwrap_or_default()
+            .to_owned(),
+        uid: csr.str_at(&["spec", "uid"]).unwrap_or_default().to_owned(),
+        groups: words(csr.list_at(&["spec", "groups"])),
+        ..User::default()
+    }
+}
+
+/// Is this what the signer signs? The words are upstream's.
+fn fits(signer: &str, request: &Request, usages: &[String]) -> Result<(), &'static str> {
+    let within = |all: &[&str]| usages.iter().all(|usage| all.contains(&&**usage));
+    let has = |usage: &str| usages.iter().any(|own| own == usage);
+    let of_a_node = || {
+        if request.organizations != [GROUP_NODES] {
+            return Err("subject organization is not system:nodes");
+        }
+        match request.node() {
+            Some(_) => Ok(()),
+            None => Err("subject common name does not begin with system:node:"),
+        }
+    };
+    match signer {
+        API_CLIENT => {
+            if has("client auth")
+                && within(&["digital signature", "key encipherment", "client auth"])
+            {
+                Ok(())
+            } else {
+                Err("usages did not match [digital signature, key encipherment, client auth]")
+            }
+        }
+        NODE_CLIENT => {
+            of_a_node()?;
+            if !request.dns.is_empty() {
+                return Err("DNS subjectAltNames are not allowed");
+            }
+            if !request.addresses.is_empty() {
+                return Err("IP subjectAltNames are not allowed");
+            }
+            no_other_names(request)?;
+            if has("client auth")
+                && has("digital signature")
+                && within(&["digital signature", "key encipherment", "client auth"])
+            {
+                Ok(())
+            } else {
+                Err("usages did not match [key encipherment, digital signature, client auth]")
+            }
+        }
+        NODE_SERVING => {
+            of_a_node()?;
+            if request.dns.is_empty() && request.addresses.is_empty() {
+                return Err("DNS or IP subjectAltName is required");
+            }
+            no_other_names(request)?;
+            if has("server auth")
+                && has("digital signature")
+                && within(&["digital signature", "key encipherment", "server auth"])
+            {
+                Ok(())
+            } else {
+                Err("usages did not match [key encipherment, digital signature, server auth]")
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+fn no_other_names(request: &Request) -> Result<(), &'static str> {
+    if request.other_names {
+        Err("email and URI subjectAltNames are not allowed")
+    } else {
+        Ok(())
+    }
+}
+
+fn approve_client(request: &Request, by: &User, facts: &dyn Facts) -> Action {
+    let Some(node) = request.node().filter(|node| !is_reserved(node)) else {
+        return Action::Leave;
+    };
+    let own = by.node() == Some(node);
+    if own && facts.may(by, "selfnodeclient") {
+        return Action::Approve(
+            "Auto approving self kubelet client certificate after SubjectAccessReview.",
+        );
+    }
+    // A node renews its own certificate and gets nobody else's, whatever its groups may.
+    if by.node().is_none() && facts.may(by, "nodeclient") {
+        return Action::Approve(
+            "Auto approving kubelet client certificate after SubjectAccessReview.",
+        );
+    }
+    Action::Wait
+}
+
+/// Differs from Kubernetes: upstream leaves every serving certificate to somebody else's judgement. Here a node gets one
+/// for its own name, and for the addresses its Node object has if no other node and no part of the cluster has them.
+/// Before there is a Node object it gets one for its name alone.
+fn approve_serving(request: &Request, by: &User, facts: &dyn Facts) -> Action {
+    let Some(node) = request.node().filter(|node| !is_reserved(node)) else {
+        return Action::Leave;
+    };
+    if by.node() != Some(node) {
+        return Action::Leave;
+    }
+    let (addresses, names) = facts.node(node).unwrap_or_default();
+    let names_fit = request
+        .dns
+        .iter()
+        .all(|name| name == node || names.contains(name) && !is_reserved(name));
+    let addresses_fit = request
+        .addresses
+        .iter()
+        .all(|address| addresses.contains(address) && !facts.is_taken(*address, node));
+    if names_fit && addresses_fit {
+        Action::Approve(
+            "Auto approving kubelet serving certificate for the node's own name and addresses.",
+        )
+    } else {
+        Action::Wait
+    }
+}
+
+/// Names under which something else than a node is trusted: the API servers, and everything inside the cluster.
+fn is_reserved(name: &str) -> bool {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    let kubernetes = [
+        "kubernetes".to_owned(),
+        format!("kubernetes.{NAMESPACE_DEFAULT}"),
+    ];
+    name == "localhost"
+        || name.contains('*')
+        || kubernetes.contains(&name)
+        || name.ends_with(".svc")
+        || name == types::well_known::CLUSTER_DOMAIN
+        || name.ends_with(&format!(".{}", types::well_known::CLUSTER_DOMAIN))
+}
+
+#[cfg(test)]
+mod tests;

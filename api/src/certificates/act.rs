@@ -1,0 +1,275 @@
+//! Carries out what [`super::decide`] says: one task per server that follows requests, and nodes because a request may wait
+//! for its Node object.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use serde_json::{Value, json};
+use types::well_known::NAMESPACE_SYSTEM;
+
+use super::request::Request;
+use super::{Action, Facts, GROUP, PLURAL, STORAGE, decide};
+use crate::auth::{Attributes, User};
+use crate::handlers::{self, Api};
+use crate::kinds::strategy::Door;
+use crate::object::Object;
+use crate::pki::Pki;
+use crate::registry::{Change, Registry};
+use crate::request::ResourcePath;
+use crate::status::{Error, Reason};
+
+const MANAGER: &str = "kube-controller-manager";
+/// How often requests that wait are looked at though nothing is known to have changed: RBAC may have.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Approves and signs until the server stops.
+pub(crate) async fn run(api: Arc<Api>, pki: Pki) {
+    loop {
+        let round = follow(&api, &pki);
+        tokio::select! {
+            biased;
+            () = api.stopping.cancelled() => return,
+            result = round => if let Err(error) = result {
+                tracing::warn!(%error, "Could not work on CertificateSigningRequests");
+            }
+        }
+        // A slow or broken watch: everything is looked at again.
+        tokio::select! {
+            biased;
+            () = api.stopping.cancelled() => return,
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}
+
+/// Works until a watch ends.
+async fn follow(api: &Api, pki: &Pki) -> Result<(), Error> {
+    let snapshot = api.cache.snapshot(STORAGE);
+    let mut requests = api.cache.watch(STORAGE, snapshot.revision)?;
+    let mut nodes = api.cache.watch("nodes", snapshot.revision)?;
+    // Names of requests that may be approved later.
+    let mut waiting = BTreeSet::new();
+    for stored in snapshot.iter() {
+        look(api, pki, &stored.key.name, &mut waiting).await;
+    }
+    loop {
+        tokio::select! {
+            event = requests.next() => {
+                let Some(event) = event else { return Ok(()) };
+                look(api, pki, &event.object.key.name, &mut waiting).await;
+                continue;
+            }
+            event = nodes.next() => {
+                if event.is_none() {
+                    return Ok(());
+                }
+                while nodes.try_next().is_some() {}
+            }
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+        }
+        for name in std::mem::take(&mut waiting) {
+            look(api, pki, &name, &mut waiting).await;
+        }
+    }
+}
+
+/// Does what is to be done with one request; what fails for now is tried again.
+async fn look(api: &Api, pki: &Pki, name: &str, waiting: &mut BTreeSet<String>) {
+    // Approving is one write and signing the next; each is decided on the newest state.
+    for _ in 0..3 {
+        match step(api, pki, name).await {
+            Ok(Step::Done) => return,
+            Ok(Step::Wait) => {
+                waiting.insert(name.to_owned());
+                return;
+            }
+            Ok(Step::Again) => {}
+            Err(error) => {
+                tracing::warn!(request = name, %error, "Could not work on a CertificateSigningRequest");
+                waiting.insert(name.to_owned());
+                return;
+            }
+        }
+    }
+    waiting.insert(name.to_owned());
+}
+
+enum Step {
+    Done,
+    Wait,
+    Again,
+}
+
+async fn step(api: &Api, pki: &Pki, name: &str) -> Result<Step, Error> {
+    let kind = api.kinds.find(GROUP, "v1", PLURAL);
+    let kind = kind.ok_or_else(|| Error::internal("there are no requests to sign"))?;
+    let user = User::service_account(NAMESPACE_SYSTEM, "certificate-controller");
+    let mut registry = Registry {
+        api,
+        kind,
+        door: Door::Main,
+        namespace: "",
+        user: &user,
+        manager: MANAGER,
+        dry_run: false,
+        trusted: false,
+        now: handlers::now(),
+        warnings: Vec::new(),
+    };
+    let Ok(stored) = registry.find(name) else {
+        return Ok(Step::Done);
+    };
+    let csr = registry.read(&stored)?;
+    let mut new = csr.clone();
+    match decide(&csr, &Cluster { api }) {
+        Action::Leave => return Ok(Step::Done),
+        Action::Wait => return Ok(Step::Wait),
+        Action::Approve(message) => {
+            registry.door = Door::Subresource("approval");
+            condition(&mut new, "Approved", "AutoApproved", message);
+        }
+        Action::Sign {
+            der,
+            usages,
+            lifetime,
+        } => {
+            registry.door = Door::Subresource("status");
+            let words: Vec<&str> = usages.iter().map(String::as_str).collect();
+            let signed = pki.sign(&der, &words, lifetime, registry.now);
+            let signed = signed.map_err(|error| error.to_string());
+            match signed.and_then(|pem| says_what_was_asked(&pem, &csr).map(|()| pem)) {
+                Ok(pem) => new.set(&["status", "certificate"], STANDARD.encode(pem).into()),
+                Err(why) => condition(&mut new, "Failed", "SigningError", &why),
+            }
+        }
+        Action::Fail(why) => {
+            registry.door = Door::Subresource("status");
+            condition(&mut new, "Failed", "SignerValidationFailure", &why);
+        }
+    }
+    let mut write = |_: Option<&Object>| {
+        Ok(Change {
+            new: new.clone(),
+            owned: false,
+        })
+    };
+    match registry.update(name, "update", false, &mut write).await {
+        Ok(_) => Ok(Step::Again),
+        // Somebody else decided; look at what it is now.
+        Err(error) if error.reason == Reason::Conflict => Ok(Step::Again),
+        Err(error) if error.reason == Reason::NotFound => Ok(Step::Done),
+        Err(error) => Err(error),
+    }
+}
+
+fn condition(csr: &mut Object, kind: &str, reason: &str, message: &str) {
+    let mut conditions = csr.list_at(&["status", "conditions"]).to_vec();
+    conditions.push(json!({
+        "type": kind, "status": "True", "reason": reason, "message": message,
+    }));
+    csr.set(&["status", "conditions"], conditions.into());
+}
+
+/// The certificate must name exactly whom the request names: what encoding loses must not go out.
+fn says_what_was_asked(pem: &str, csr: &Object) -> Result<(), String> {
+    let asked = Request::parse(csr.str_at(&["spec", "request"]).unwrap_or_default())?;
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| error.to_string())?;
+    let made = User::from_certificate(&der);
+    let (name, organizations) = match &made {
+        // The last group is everybody's.
+        Some(user) => (
+            &*user.name,
+            user.groups.split_last().map_or(&[][..], |(_, own)| own),
+        ),
+        None => ("", &[][..]),
+    };
+    if name != asked.common_name {
+        return Err(format!(
+            "the certificate would name {name:?} instead of {:?}",
+            asked.common_name
+        ));
+    }
+    if organizations != asked.organizations {
+        return Err(
+            "a subject with more than one organization is not supported by this server yet"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// The cluster as it is now.
+struct Cluster<'a> {
+    api: &'a Api,
+}
+
+impl Cluster<'_> {
+    fn object(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        let stored = self.api.cache.find(resource, namespace, name)?;
+        serde_json::from_slice(&stored.bytes).ok()
+    }
+}
+
+/// Addresses and names in a Node's status.
+fn addresses(node: &Value) -> (Vec<IpAddr>, Vec<String>) {
+    let (mut addresses, mut names) = (Vec::new(), Vec::new());
+    for entry in node["status"]["addresses"].as_array().into_iter().flatten() {
+        let text = entry["address"].as_str().unwrap_or_default();
+        match (entry["type"].as_str(), text.parse()) {
+            (Some("InternalIP" | "ExternalIP"), Ok(address)) => addresses.push(address),
+            (Some("Hostname" | "InternalDNS" | "ExternalDNS"), Err(_)) => {
+                names.push(text.to_owned())
+            }
+            _ => {}
+        }
+    }
+    (addresses, names)
+}
+
+impl Facts for Cluster<'_> {
+    fn may(&self, user: &User, subresource: &str) -> bool {
+        let path = ResourcePath {
+            group: GROUP.to_owned(),
+            version: "v1".to_owned(),
+            resource: PLURAL.to_owned(),
+            subresource: subresource.to_owned(),
+            ..ResourcePath::default()
+        };
+        let asked = Attributes::Resource {
+            verb: "create",
+            path: &path,
+        };
+        self.api.access.allows(user, &asked)
+    }
+
+    fn node(&self, name: &str) -> Option<(Vec<IpAddr>, Vec<String>)> {
+        self.object("nodes", "", name).map(|node| addresses(&node))
+    }
+
+    /// Loopback is everybody's: whoever calls it reaches itself. Other nodes', Services' and pods' addresses are theirs.
+    fn is_taken(&self, address: IpAddr, node: &str) -> bool {
+        if address.is_loopback() {
+            return false;
+        }
+        if let IpAddr::V4(v4) = address
+            && self.api.settings.service_cidr.contains(&v4)
+        {
+            return true;
+        }
+        let nodes = self.api.cache.snapshot("nodes");
+        nodes
+            .iter()
+            .filter(|other| &*other.key.name != node)
+            .any(|other| {
+                let other: Value = serde_json::from_slice(&other.bytes).unwrap_or_default();
+                addresses(&other).0.contains(&address)
+            })
+    }
+}

@@ -264,33 +264,26 @@ impl Cache {
 impl Cache {
     /// A cache that begins with what a store has found.
     pub(crate) fn load(config: Config, loaded: Loaded) -> Self {
-        // The clock never runs backwards over a restart, or marks would lie.
-        let latest = loaded.marks.last().map_or(0, |mark| mark.at);
-        let mut state = State {
-            revision: loaded.revision,
-            horizon: loaded.horizon,
-            marks: Some(Marks::new(
-                Duration::from_secs(5).min(config.keep / 8),
-                config.keep_times.max(config.keep),
-                loaded.marks,
-            )),
-            ..State::default()
-        };
-        for object in loaded.objects {
-            let (_, resource) = state.resource(&Arc::clone(&object.key.resource));
-            resource.objects.put(object);
-        }
-        for event in loaded.events {
-            state.remember(event);
-        }
+        let (state, now) = State::of(&config, loaded);
         Self {
-            clock: Clock::starting_at(loaded.now.max(latest)),
+            clock: Clock::starting_at(now),
+            newest: latest::Sender::new(state.revision),
             state: RwLock::new(state),
-            newest: latest::Sender::new(loaded.revision),
             next_watcher: AtomicU64::new(0),
             slow_watchers: AtomicU64::new(0),
             config,
         }
+    }
+
+    /// Starts over from what a store has found, when the changes in between have been forgotten: all watches end, and
+    /// whoever resumes one learns that it is too old.
+    pub(crate) fn replace(&self, mut loaded: Loaded) {
+        loaded.now = self.now();
+        let (state, _) = State::of(&self.config, loaded);
+        let revision = state.revision;
+        let garbage = std::mem::replace(&mut *self.write(), state);
+        self.newest.send_replace(revision);
+        drop(garbage);
     }
 
     pub(crate) fn now(&self) -> Millis {
@@ -392,6 +385,30 @@ impl Cache {
 // === impl State ===
 
 impl State {
+    /// What was found, and the time it is.
+    fn of(config: &Config, loaded: Loaded) -> (Self, Millis) {
+        // The clock never runs backwards over a restart, or marks would lie.
+        let latest = loaded.marks.last().map_or(0, |mark| mark.at);
+        let mut state = Self {
+            revision: loaded.revision,
+            horizon: loaded.horizon,
+            marks: Some(Marks::new(
+                Duration::from_secs(5).min(config.keep / 8),
+                config.keep_times.max(config.keep),
+                loaded.marks,
+            )),
+            ..Self::default()
+        };
+        for object in loaded.objects {
+            let (_, resource) = state.resource(&Arc::clone(&object.key.resource));
+            resource.objects.put(object);
+        }
+        for event in loaded.events {
+            state.remember(event);
+        }
+        (state, loaded.now.max(latest))
+    }
+
     fn check(&self, revision: Revision) -> Result<(), Error> {
         if revision >= self.horizon {
             return Ok(());

@@ -12,9 +12,16 @@
 //! 7. **Compaction forgets history, never state.** A watch or exact read older than the horizon is `Error::Compacted`.
 //! 8. **Full or broken disk**: writes fail with `Error::Full` / `Error::Unavailable`, reads go on, nothing is corrupted.
 //! 9. **Bounded.** The queue of waiting commits is bounded; when it stays full until the deadline: `Error::Busy`.
+//! 10. **Replicas.** Where several processes share a store, all of this holds across them: one order of revisions, in
+//!     which each cache is a prefix; expectations are decided on the newest state; after `newest` a cache has what any
+//!     process acknowledged before.
 
 mod batch;
+mod load;
 pub mod memory;
+pub mod postgres;
+mod queue;
+pub mod seal;
 pub mod sqlite;
 
 use std::fmt;
@@ -24,6 +31,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+pub use self::queue::Limits;
 use crate::cache::Cache;
 
 /// Global, monotonic, gap-free; rendered as `metadata.resourceVersion`.

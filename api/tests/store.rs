@@ -1,5 +1,5 @@
-//! One suite over every store: the promises of `api::store`. What only a disk can do is in `store/disk.rs`, random
-//! histories against a model in `store/model.rs`.
+//! One suite over every store: the promises of `api::store`. What only a disk can do is in `store/disk.rs`, what several
+//! servers do to one database in `store/replicas.rs`, random histories against a model in `store/model.rs`.
 
 #![expect(
     clippy::unwrap_used,
@@ -10,15 +10,22 @@
 mod disk;
 #[path = "store/model.rs"]
 mod model;
+#[path = "support/postgres.rs"]
+mod postgres_server;
+#[path = "store/replicas.rs"]
+mod replicas;
+#[path = "store/sealed.rs"]
+mod sealed;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::cache::{Cache, Config, Interest, Watcher};
 use api::store::memory::Memory;
+use api::store::postgres::{self as database, Postgres};
 use api::store::sqlite::{Options, Sqlite};
 use api::store::{
-    Change, Draft, Error, Expect, Index, Indexer, Key, Operation, Revision, Store, Stored,
+    Change, Draft, Error, Expect, Index, Indexer, Key, Limits, Operation, Revision, Store, Stored,
 };
 use tokio::time::{Instant, timeout};
 
@@ -28,6 +35,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 struct World {
     store: Arc<dyn Store>,
     _directory: Option<tempfile::TempDir>,
+    _server: Option<postgres_server::Server>,
 }
 
 impl World {
@@ -35,6 +43,7 @@ impl World {
         Self {
             store: Arc::new(Memory::with(config)),
             _directory: None,
+            _server: None,
         }
     }
 
@@ -49,7 +58,24 @@ impl World {
         Self {
             store: Arc::new(store),
             _directory: Some(directory),
+            _server: None,
         }
+    }
+
+    /// `None` where Postgres is not installed.
+    async fn postgres(config: Config) -> Option<Self> {
+        let server = postgres_server::Server::start(&["fsync=off"])?;
+        let options = database::Options {
+            cache: config,
+            ..database::Options::default()
+        };
+        let address = database::Address::parse(&server.url()).unwrap();
+        let store = Postgres::open_with(address, indexer(), options).await;
+        Some(Self {
+            store: Arc::new(store.unwrap()),
+            _directory: None,
+            _server: Some(server),
+        })
     }
 
     fn cache(&self) -> &Arc<Cache> {
@@ -140,6 +166,15 @@ macro_rules! over_every_store {
             use super::*;
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() { super::$name(World::sqlite($config).await).await })*
+        }
+        mod postgres {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                if let Some(world) = World::postgres($config).await {
+                    super::$name(world).await
+                }
+            })*
         }
     };
 }

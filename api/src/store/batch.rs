@@ -1,6 +1,6 @@
 //! Decides commits: expectations against the cache, revisions, finished bytes. Pure; what comes out is written and
-//! published by a store, or thrown away as a whole. One process owns a store, so the cache *is* the current state
-//! and a batch needs no reads from disk.
+//! published by a store, or thrown away as a whole. The cache is the current state as of the batch's base, and a batch
+//! needs no reads: a SQLite file has one owner, and several on one database make sure that the base is still the newest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use crate::cache::Cache;
 /// Commits decided one after the other, to be made durable and published together.
 pub(super) struct Batch<'a> {
     cache: &'a Cache,
+    /// The revision this batch follows.
+    base: Revision,
     last: Revision,
     /// Objects as they will be after this batch, where they differ from the cache.
     pending: HashMap<Key, Pending>,
@@ -28,9 +30,11 @@ pub(super) struct Pending {
 
 impl<'a> Batch<'a> {
     pub(super) fn new(cache: &'a Cache) -> Self {
+        let base = cache.revision();
         Self {
             cache,
-            last: cache.revision(),
+            base,
+            last: base,
             pending: HashMap::new(),
             events: Vec::new(),
         }
@@ -90,12 +94,17 @@ impl<'a> Batch<'a> {
     }
 
     /// The objects changed, with their final state.
-    pub(super) fn objects(&self) -> impl Iterator<Item = &Pending> {
-        let before = self.cache.revision();
-        let changed = move |now: &Arc<Stored>| now.revision > before;
+    pub(super) fn objects(&self) -> impl Iterator<Item = (&Key, &Pending)> {
+        let base = self.base;
+        let changed = move |now: &Arc<Stored>| now.revision > base;
         self.pending
-            .values()
-            .filter(move |object| object.now.as_ref().is_none_or(changed))
+            .iter()
+            .filter(move |(_, object)| object.now.as_ref().is_none_or(changed))
+    }
+
+    /// The newest revision when deciding began. Where others write too, the batch counts only if it still is.
+    pub(super) fn base(&self) -> Revision {
+        self.base
     }
 
     /// The newest revision, once this batch is published.

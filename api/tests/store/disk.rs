@@ -37,6 +37,7 @@ impl Disk {
         World {
             store: Arc::new(store.unwrap()),
             _directory: None,
+            _server: None,
         }
     }
 
@@ -288,8 +289,11 @@ async fn a_queue_that_stays_full_is_busy() {
     let disk = Disk::new();
     let w = disk
         .open_with(Options {
-            queue: 2,
-            queue_deadline: Duration::from_millis(50),
+            queue: Limits {
+                commits: 2,
+                deadline: Duration::from_millis(50),
+                ..Limits::default()
+            },
             ..Options::default()
         })
         .await;

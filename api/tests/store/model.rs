@@ -301,7 +301,35 @@ proptest! {
             World {
                 store: Arc::new(Sqlite::open(&path, indexer()).await.unwrap()),
                 _directory: None,
+                _server: None,
             }
         }));
     }
+}
+
+#[test]
+fn the_postgres_store_is_the_model() {
+    let Some(server) = postgres_server::Server::start(&["fsync=off"]) else {
+        return;
+    };
+    let cases = ProptestConfig {
+        cases: 12,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let mut runner = proptest::test_runner::TestRunner::new(cases);
+    let ran = runner.run(&steps(25), |steps| {
+        runtime().block_on(async {
+            replicas::empty(&server).await;
+            run(steps, |world| async {
+                if let Some(world) = world {
+                    world.store.close().await;
+                }
+                replicas::open(&server).await
+            })
+            .await;
+        });
+        Ok(())
+    });
+    ran.unwrap();
 }

@@ -101,6 +101,10 @@ pub(super) async fn connect(path: &Path, options: &Options) -> Result<SqliteConn
         .pragma("cache_size", "-4096")
         .thread_name(|_| "store".to_owned())
         .disable_statement_logging();
+    if !options.sealer.is_empty() {
+        // What was written before it was sealed does not stay behind in pages that are free.
+        connect = connect.pragma("secure_delete", "ON");
+    }
     if let Some(bytes) = options.max_bytes {
         let pages = (bytes / u64::from(PAGE_BYTES)).max(1);
         connect = connect.pragma("max_page_count", pages.to_string());

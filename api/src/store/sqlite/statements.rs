@@ -7,9 +7,10 @@ use sqlx::error::BoxDynError;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe};
 
-use super::load::signed;
 use crate::cache::Mark;
 use crate::store::batch::Batch;
+use crate::store::load::signed;
+use crate::store::seal::Sealer;
 use crate::store::{Event, Revision, Stored};
 
 /// Rows of the largest statement; more rows take several.
@@ -30,6 +31,7 @@ pub(super) struct Transaction {
 
 /// The statements, by size.
 pub(super) struct Statements {
+    sealer: Arc<Sealer>,
     puts: Vec<Arc<str>>,
     deletes: Vec<Arc<str>>,
     history: Vec<Arc<str>>,
@@ -42,7 +44,7 @@ impl Transaction {
     pub(super) fn new(batch: &Batch<'_>, at: u64, mark: Option<Mark>) -> Self {
         let mut puts = Vec::new();
         let mut deletes = Vec::new();
-        for object in batch.objects() {
+        for (_, object) in batch.objects() {
             let now = object.now.as_ref();
             if let Some(base) = object.base
                 && now.is_none_or(|now| now.created != base)
@@ -85,7 +87,7 @@ impl Transaction {
 // === impl Statements ===
 
 impl Statements {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(sealer: Arc<Sealer>) -> Self {
         let sizes = || (0..=MOST_ROWS.ilog2()).map(|power| 1usize << power);
         let values = |rows: usize, columns: usize| {
             let row = format!("({})", vec!["?"; columns].join(","));
@@ -103,6 +105,7 @@ impl Statements {
             format!("DELETE FROM objects WHERE id IN ({ids})").into()
         };
         Self {
+            sealer,
             puts: insert("REPLACE INTO objects", 6),
             history: insert("INSERT INTO history", 8),
             deletes: sizes().map(delete).collect(),
@@ -132,7 +135,10 @@ impl Statements {
     fn parts(&self, transaction: &Transaction) -> Vec<(Arc<str>, Vec<Value>)> {
         let mut parts: Vec<(Arc<str>, Vec<Value>)> = vec![("BEGIN IMMEDIATE".into(), Vec::new())];
         for rows in transaction.puts.chunks(MOST_ROWS) {
-            let values = rows.iter().flat_map(|object| put(object)).collect();
+            let values = rows
+                .iter()
+                .flat_map(|object| put(object, &self.sealer))
+                .collect();
             parts.push(sized(&self.puts, rows.len(), values));
         }
         for rows in transaction.deletes.chunks(MOST_ROWS) {
@@ -140,7 +146,10 @@ impl Statements {
             parts.push(sized(&self.deletes, rows.len(), values));
         }
         for rows in transaction.events.chunks(MOST_ROWS) {
-            let values = rows.iter().flat_map(|event| entry(event)).collect();
+            let values = rows
+                .iter()
+                .flat_map(|event| entry(event, &self.sealer))
+                .collect();
             parts.push(sized(&self.history, rows.len(), values));
         }
         if let Some(mark) = transaction.mark {
@@ -169,7 +178,7 @@ enum Value {
 }
 
 /// A row of `objects`.
-fn put(object: &Stored) -> [Value; 6] {
+fn put(object: &Stored, sealer: &Sealer) -> [Value; 6] {
     let key = &object.key;
     [
         number(object.created),
@@ -177,15 +186,16 @@ fn put(object: &Stored) -> [Value; 6] {
         Value::Text(Arc::clone(&key.resource)),
         Value::Text(Arc::clone(&key.namespace)),
         Value::Text(Arc::clone(&key.name)),
-        Value::Bytes(object.bytes.to_vec()),
+        Value::Bytes(sealer.seal(key, &object.bytes).into_owned()),
     ]
 }
 
 /// A row of `history`.
-fn entry(event: &Event) -> [Value; 8] {
+fn entry(event: &Event, sealer: &Sealer) -> [Value; 8] {
     let key = &event.object.key;
+    let sealed = |object: &Stored| sealer.seal(key, &object.bytes).into_owned();
     let previous = event.previous.as_ref();
-    let last = event.deleted.then(|| event.object.bytes.to_vec());
+    let last = event.deleted.then(|| sealed(&event.object));
     [
         number(event.revision),
         number(event.object.created),
@@ -193,7 +203,7 @@ fn entry(event: &Event) -> [Value; 8] {
         Value::Text(Arc::clone(&key.namespace)),
         Value::Text(Arc::clone(&key.name)),
         previous.map_or(Value::Null, |p| number(p.revision)),
-        previous.map_or(Value::Null, |p| Value::Bytes(p.bytes.to_vec())),
+        previous.map_or(Value::Null, |p| Value::Bytes(sealed(p))),
         last.map_or(Value::Null, Value::Bytes),
     ]
 }

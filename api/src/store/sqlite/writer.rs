@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Row};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::statements::{Statements, Transaction};
-use super::{Health, file, load};
+use super::{file, load};
 use crate::cache::Cache;
 use crate::store::batch::Batch;
-use crate::store::{Error, Operation, Revision, Stored};
+use crate::store::load::signed;
+use crate::store::queue::{Health, Request};
+use crate::store::seal::Sealer;
+use crate::store::{Error, Revision};
 
 /// Commits of one transaction…
 const MOST_REQUESTS: usize = 256;
@@ -28,14 +31,6 @@ const COMPACT_BEHIND: u64 = 5_000;
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 /// Free pages above which the file is shrunk, when they are also a quarter of it; and how many at a time.
 const FREE_PAGES: i64 = 1_024;
-
-/// A commit in the queue.
-pub(super) struct Request {
-    pub(super) operations: Vec<Operation>,
-    pub(super) reply: oneshot::Sender<Result<Vec<Arc<Stored>>, Error>>,
-    /// Its share of the queue's bytes.
-    pub(super) room: OwnedSemaphorePermit,
-}
 
 pub(super) struct Writer {
     cache: Arc<Cache>,
@@ -60,6 +55,7 @@ impl Writer {
         connection: SqliteConnection,
         horizon: Revision,
         health: Arc<Health>,
+        sealer: Arc<Sealer>,
     ) -> Self {
         Self {
             cache,
@@ -67,7 +63,7 @@ impl Writer {
             file,
             connection: Some(connection),
             reopen_at: Instant::now(),
-            statements: Statements::new(),
+            statements: Statements::new(sealer),
             horizon,
             health,
         }
@@ -115,6 +111,7 @@ impl Writer {
                 operations,
                 reply,
                 room,
+                ..
             } = request;
             answers.push((reply, batch.apply(operations), room));
             let full = answers.len() >= MOST_REQUESTS || batch.events().len() >= MOST_OPERATIONS;
@@ -251,7 +248,7 @@ impl Writer {
         };
         let shrunk = async {
             sqlx::query("DELETE FROM marks WHERE revision < ?")
-                .bind(load::signed(oldest))
+                .bind(signed(oldest))
                 .execute(&mut *connection)
                 .await?;
             let free = "SELECT f.freelist_count, p.page_count FROM pragma_freelist_count f, pragma_page_count p";

@@ -1,0 +1,308 @@
+//! The shared store: one Postgres database, any number of API servers at once.
+//!
+//! ```text
+//! commit ─► bounded queue ─► the writer: decide many commits against the cache ─► one transaction ─┐
+//!                                                                                                  ├─► publish ─► cache
+//! other servers ─► NOTIFY (or a look every second) ─► the follower: the log after the cache ───────┘
+//! ```
+//! **One row orders all writers.** Whoever writes moves `meta.revision` from the revision its cache is at, or does not write:
+//! then the cache was the newest state, the batch was decided on it, and the numbers have no gaps. When the row has
+//! moved (another server wrote), the writer locks it, reads the log up to it into the cache, and decides again. There is
+//! one lock and it is taken first, so there is no deadlock.
+//!
+//! **The log is a cursor.** Notifications wake the follower and say nothing more. What a commit of this server changed is
+//! published without being read back; both publish through [`Publisher`], which keeps the order.
+//!
+//! **A lost connection** leaves a commit in doubt: the next connection looks for the commit's id in the log, under the
+//! lock, and does it again only if it is not there. Callers wait for that as long as [`Options::patience`].
+//!
+//! A server holds four connections, whatever its load: writer, follower, listener, keeper ([`keeper`] compacts).
+
+mod connect;
+mod follower;
+mod keeper;
+mod load;
+mod publisher;
+mod statements;
+mod writer;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use sqlx::postgres::PgConnectOptions;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::connect::Server;
+use self::follower::{Asking, Follower};
+use self::keeper::Keeper;
+use self::publisher::Publisher;
+use self::writer::Writer;
+use super::queue::{Health, Limits, Queue};
+use super::seal::Sealer;
+use super::{Error, Indexer, Operation, Revision, Store, Stored};
+use crate::cache::{self, Cache};
+
+/// Where a database is and how to get in. Never prints the password.
+#[derive(Clone)]
+pub struct Address(PgConnectOptions);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub cache: cache::Config,
+    pub queue: Limits,
+    pub sealer: Arc<Sealer>,
+    /// How long a commit is tried again while the database cannot be reached, before it fails.
+    pub patience: Duration,
+    /// How long a read of the newest state waits for the database.
+    pub read_patience: Duration,
+    /// Pause between looks at the log when nobody has said that there is something.
+    pub poll: Duration,
+    /// Pause between looks for history to compact.
+    pub housekeeping: Duration,
+}
+
+/// See the module. Dropping it lets go of the database after what is queued; [`Store::close`] waits for that.
+pub struct Postgres {
+    cache: Arc<Cache>,
+    queue: Queue,
+    asking: Arc<Asking>,
+    read_patience: Duration,
+    writing: Arc<Health>,
+    following: Arc<Health>,
+    closing: CancellationToken,
+    /// Cancelled once the writer has ended.
+    ended: CancellationToken,
+    tasks: TaskTracker,
+}
+
+// === impl Address ===
+
+impl Address {
+    /// `postgres://user@host:5432/database?sslmode=verify-full&sslrootcert=/ca.crt`. What is not in it comes from the
+    /// usual environment (`PGPASSWORD`, `PGHOST`, …) and password file.
+    pub fn parse(url: &str) -> Result<Self, Error> {
+        let options: Result<PgConnectOptions, _> = url.parse();
+        // The error could quote the URL, and with it the password.
+        let options = options.map_err(|_| {
+            let what = "the address of the database cannot be read: it must be like \
+                        postgres://USER@HOST:PORT/DATABASE?sslmode=verify-full&sslrootcert=FILE";
+            Error::Unavailable(what.to_owned())
+        })?;
+        Ok(Self(options))
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(options) = self;
+        let place = match options.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => options.get_host().to_owned(),
+        };
+        let (user, port) = (options.get_username(), options.get_port());
+        let database = options.get_database().unwrap_or(user);
+        write!(f, "postgres://{user}@{place}:{port}/{database}")
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+// === impl Options ===
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cache: cache::Config::default(),
+            queue: Limits::default(),
+            sealer: Arc::default(),
+            patience: Duration::from_secs(10),
+            read_patience: Duration::from_secs(5),
+            poll: Duration::from_secs(1),
+            housekeeping: Duration::from_secs(30),
+        }
+    }
+}
+
+// === impl Postgres ===
+
+impl Postgres {
+    /// Connects, prepares the database if it is new, and loads it. `indexer` is asked once per object and per superseded
+    /// state, from several threads when there are many.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database cannot be reached or read, is damaged, was written by a newer version, or cannot
+    /// keep the store's promises (see [`connect`]).
+    pub async fn open(address: Address, indexer: Indexer) -> Result<Self, Error> {
+        Self::open_with(address, indexer, Options::default()).await
+    }
+
+    pub async fn open_with(
+        address: Address,
+        indexer: Indexer,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let server = Arc::new(Server::new(address));
+        let mut connection = server.connect().await?;
+        server.migrate(&mut connection).await?;
+        let listener = server.listener(&mut connection).await?;
+        let loaded = load::load(
+            &mut connection,
+            Arc::clone(&indexer),
+            Arc::clone(&options.sealer),
+        );
+        let loaded = loaded.await?;
+        let forgotten = loaded.horizon;
+        let cache = Arc::new(Cache::load(options.cache.clone(), loaded));
+        let publisher = Arc::new(Publisher::new(
+            Arc::clone(&cache),
+            indexer,
+            Arc::clone(&options.sealer),
+        ));
+        let (queue, requests) = Queue::new(options.queue.clone());
+        let (writing, following) = (Arc::<Health>::default(), Arc::<Health>::default());
+        let (closing, ended) = (CancellationToken::new(), CancellationToken::new());
+        let asking = Arc::new(Asking::new());
+        let tasks = TaskTracker::new();
+        let follower = Follower::new(
+            Arc::clone(&server),
+            Arc::clone(&publisher),
+            Arc::clone(&asking),
+            Arc::clone(&following),
+        );
+        tasks.spawn(follower.run(options.poll, ended.clone()));
+        let listening = follower::listen(
+            Arc::clone(&server),
+            listener,
+            Arc::clone(&asking),
+            ended.clone(),
+        );
+        tasks.spawn(listening);
+        let keeper = Keeper::new(Arc::clone(&server), Arc::clone(&cache), forgotten);
+        tasks.spawn(keeper.run(options.housekeeping, closing.clone()));
+        let writer = Writer::new(
+            server,
+            connection,
+            publisher,
+            requests,
+            Arc::clone(&writing),
+            options.sealer,
+            options.patience,
+        );
+        let (stop, end) = (closing.clone(), ended.clone().drop_guard());
+        tasks.spawn(async move {
+            writer.run(stop).await;
+            drop(end);
+        });
+        tasks.close();
+        Ok(Self {
+            cache,
+            queue,
+            asking,
+            read_patience: options.read_patience,
+            writing,
+            following,
+            closing,
+            ended,
+            tasks,
+        })
+    }
+
+    fn closed(&self) -> Error {
+        let why = if self.closing.is_cancelled() {
+            "it has been closed"
+        } else {
+            "its writer has stopped"
+        };
+        Error::Unavailable(why.to_owned())
+    }
+
+    async fn catch_up(&self) -> Result<(), Error> {
+        if self.ended.is_cancelled() {
+            return Err(self.closed());
+        }
+        let reached = tokio::time::timeout(self.read_patience, self.asking.ask());
+        reached.await.map_err(|_| {
+            let known = self.following.get();
+            known.unwrap_or_else(|| Error::Unavailable("no answer from the database".to_owned()))
+        })
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
+#[async_trait]
+impl Store for Postgres {
+    fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    async fn commit(&self, operations: Vec<Operation>) -> Result<Vec<Arc<Stored>>, Error> {
+        if operations.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Text in Postgres has no zeros. One such name must not fail what others commit at the same time.
+        let zero = |text: &str| text.contains('\0');
+        let bad = operations.iter().find(|operation| {
+            let key = &operation.key;
+            zero(&key.resource) || zero(&key.namespace) || zero(&key.name)
+        });
+        if let Some(operation) = bad {
+            let why = format!("no name can be {:?}", operation.key.name);
+            return Err(Error::Unavailable(why));
+        }
+        self.queue.commit(operations, || self.closed()).await
+    }
+
+    fn newest(&self) -> Option<BoxFuture<'_, Result<(), Error>>> {
+        Some(Box::pin(self.catch_up()))
+    }
+
+    async fn compact(&self, through: Revision) -> Result<(), Error> {
+        // The keeper lets the database follow.
+        self.cache.compact(through);
+        Ok(())
+    }
+
+    fn health(&self) -> Result<(), Error> {
+        if self.queue.is_closed() {
+            return Err(self.closed());
+        }
+        let error = self.writing.get().or_else(|| self.following.get());
+        error.map_or(Ok(()), Err)
+    }
+
+    async fn close(&self) {
+        self.closing.cancel();
+        self.cache.end_watches();
+        self.tasks.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_never_shows_its_password() {
+        let url = "postgres://ann:hush@db.example:5433/prod?sslmode=require";
+        let address = Address::parse(url).expect("an address");
+        assert_eq!(
+            format!("{address:?} {address}"),
+            "postgres://ann@db.example:5433/prod postgres://ann@db.example:5433/prod"
+        );
+        let error = Address::parse("postgres://ann:hush@db:port/prod").expect_err("no port");
+        assert!(!error.to_string().contains("hush"), "{error}");
+    }
+}

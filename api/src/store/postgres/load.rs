@@ -1,0 +1,189 @@
+//! Reads the database: all of it at start, and the log after a revision from then on. Writes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{Connection, Executor, Row};
+use tokio::time::timeout;
+
+use super::connect::{Failure, judge};
+use super::publisher::{self, Publisher};
+use crate::cache::{Loaded, Mark};
+use crate::store::load::{Counters, Entry, Rows, signed, unsigned};
+use crate::store::seal::Sealer;
+use crate::store::{Error, Indexer, Key, Revision};
+
+/// Rows of the log that are read at once.
+const STEP: u64 = 256;
+const LOAD: Duration = Duration::from_secs(300);
+
+/// Where the log is after a look at it.
+pub(super) enum Tail {
+    /// The cache has come to the newest revision.
+    Reached,
+    /// Changes that the cache does not have are gone.
+    Forgotten,
+    /// The cache has changes that the database does not have.
+    Lost(Revision),
+}
+
+/// The log after the cache, a step at a time. One statement sees one state: the change's own row, and where it led to —
+/// the object as it is, or what the next change of it replaced.
+const LOG: &str = "SELECT m.revision, h.revision, h.created, h.resource, h.namespace, h.name, \
+        h.previous_revision, h.last IS NOT NULL, coalesce(h.last, o.value, n.previous) \
+    FROM coracle.meta m \
+    LEFT JOIN coracle.history h ON h.revision > $1 AND h.revision <= $2 \
+    LEFT JOIN coracle.objects o ON h.last IS NULL AND o.resource = h.resource \
+        AND o.namespace = h.namespace AND o.name = h.name AND o.revision = h.revision \
+    LEFT JOIN LATERAL (SELECT c.previous FROM coracle.history c \
+        WHERE o.revision IS NULL AND h.last IS NULL AND c.created = h.created AND c.revision > h.revision \
+        ORDER BY c.revision LIMIT 1) n ON true \
+    ORDER BY h.revision";
+
+pub(super) async fn load(
+    connection: &mut PgConnection,
+    indexer: Indexer,
+    sealer: Arc<Sealer>,
+) -> Result<Loaded, Error> {
+    let (found, counters) = timeout(LOAD, read(connection))
+        .await
+        .map_err(|_| Error::Unavailable(format!("the database was not read in {LOAD:?}")))?
+        .map_err(|error| judge(error).into_error())?;
+    found.finish(counters, indexer, sealer).await
+}
+
+async fn read(connection: &mut PgConnection) -> Result<(Rows, Counters), sqlx::Error> {
+    let mut snapshot = connection.begin().await?;
+    snapshot
+        .execute(
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+             SET LOCAL enable_seqscan = on; SET LOCAL statement_timeout = 0; \
+             SET LOCAL idle_in_transaction_session_timeout = 0",
+        )
+        .await?;
+    let row = snapshot
+        .fetch_one(
+            "SELECT m.revision, m.written_at, h.revision, \
+             (extract(epoch FROM clock_timestamp()) * 1000)::bigint \
+             FROM coracle.meta m, coracle.horizon h",
+        )
+        .await?;
+    let mut counters = Counters {
+        revision: number(&row, 0),
+        written_at: number(&row, 1),
+        horizon: number(&row, 2),
+        marks: Vec::new(),
+        now: number(&row, 3),
+    };
+    let mut found = Rows::default();
+    let sql = "SELECT resource, namespace, name, revision, created, value FROM coracle.objects";
+    let mut rows = snapshot.fetch(sql);
+    while let Some(row) = rows.try_next().await? {
+        let (revision, created) = (number(&row, 3), number(&row, 4));
+        found.object(key(&row, 0), revision, created, row.get(5));
+    }
+    drop(rows);
+    let sql = "SELECT resource, namespace, name, revision, created, previous_revision, previous, last \
+               FROM coracle.history WHERE revision > $1 ORDER BY revision";
+    let mut rows = sqlx::query(sql)
+        .bind(signed(counters.horizon))
+        .fetch(&mut *snapshot);
+    while let Some(row) = rows.try_next().await? {
+        let previous: Option<Vec<u8>> = row.get(6);
+        let entry = Entry {
+            revision: number(&row, 3),
+            created: number(&row, 4),
+            previous: previous.map(|bytes| (number(&row, 5), bytes)),
+            last: row.get(7),
+        };
+        found.change(key(&row, 0), entry);
+    }
+    drop(rows);
+    let rows = snapshot
+        .fetch_all("SELECT revision, at FROM coracle.marks ORDER BY revision")
+        .await?;
+    let mark = |row: &PgRow| Mark {
+        revision: number(row, 0),
+        at: number(row, 1),
+    };
+    counters.marks = rows.iter().map(mark).collect();
+    snapshot.commit().await?;
+    Ok((found, counters))
+}
+
+/// Publishes the log after the cache, to its end as of the last statement.
+pub(super) async fn follow(
+    connection: &mut PgConnection,
+    publisher: &Publisher,
+) -> Result<Tail, Failure> {
+    loop {
+        let after = publisher.cache().revision();
+        let rows = sqlx::query(LOG)
+            .bind(signed(after))
+            .bind(signed(after + STEP))
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(judge)?;
+        let newest = rows.first().map_or(0, |row| number(row, 0));
+        if newest <= after {
+            // Our own commits may have been published since the statement began.
+            return Ok(if newest < after {
+                Tail::Lost(newest)
+            } else {
+                Tail::Reached
+            });
+        }
+        let first: Option<i64> = rows[0].get(1);
+        if first.map(unsigned) != Some(after + 1) {
+            return Ok(Tail::Forgotten);
+        }
+        let read = rows.iter().map(|row| publisher.read(change(row)));
+        let changes = read.collect::<Result<Vec<_>, _>>();
+        let changes = changes.map_err(Failure::Refused)?;
+        let end = changes.last().map_or(after, |change| change.revision);
+        publisher.followed(changes).map_err(Failure::Refused)?;
+        if end >= newest {
+            return Ok(Tail::Reached);
+        }
+    }
+}
+
+/// Loads everything anew, when [`follow`] found that changes are gone.
+pub(super) async fn start_over(
+    connection: &mut PgConnection,
+    publisher: &Publisher,
+) -> Result<(), Failure> {
+    let loaded = load(connection, publisher.indexer(), publisher.sealer()).await;
+    let loaded = loaded.map_err(Failure::Lost)?;
+    tracing::warn!(
+        from = publisher.cache().revision(),
+        to = loaded.revision,
+        "Changes that this server has not seen are compacted already: loaded everything anew"
+    );
+    publisher.replace(loaded);
+    Ok(())
+}
+
+fn change(row: &PgRow) -> publisher::Row {
+    let [resource, namespace, name] = key(row, 3);
+    let bytes: Option<Vec<u8>> = row.get(8);
+    publisher::Row {
+        revision: number(row, 1),
+        created: number(row, 2),
+        key: Key::new(resource, namespace, name),
+        previous: row.get::<Option<i64>, _>(6).map(unsigned),
+        deleted: row.get(7),
+        bytes: bytes.unwrap_or_default(),
+    }
+}
+
+/// Resource, namespace, name, from column `at` on.
+fn key(row: &PgRow, at: usize) -> [&str; 3] {
+    [row.get(at), row.get(at + 1), row.get(at + 2)]
+}
+
+fn number(row: &PgRow, column: usize) -> u64 {
+    unsigned(row.get(column))
+}

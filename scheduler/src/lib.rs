@@ -8,12 +8,13 @@
 //!
 //! Nothing here knows how the API server or a node works: everything meets in objects.
 //!
-//! There is one such process for now. When there are several API servers, each runs this crate and only the holder of a
-//! Lease may write: [`Config::identity`] and [`start`] are where that goes.
+//! Where there are several control planes on one store, each runs this crate; [`election`] lets one of them schedule and
+//! one control at a time. The others keep their stores filled.
 
 pub mod clock;
 pub mod controllers;
 pub mod discovery;
+pub mod election;
 pub mod events;
 pub mod informers;
 pub mod objects;
@@ -38,7 +39,9 @@ pub use args::Args;
 
 use controllers::{Informers, Shared};
 use discovery::Catalog;
-use write::{CONTROLLER_MANAGER, Fence, SCHEDULER, Writer};
+use election::lock::{self, Lock, Term};
+use events::Recorder;
+use write::{CONTROLLER_MANAGER, SCHEDULER, Writer};
 
 /// Tasks that have not ended by then are left to the process's end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
@@ -52,7 +55,8 @@ pub struct Config {
     /// The client of a ServiceAccount in `kube-system`, by its name (`deployment-controller`): each controller writes as
     /// its own.
     pub controller_client: controllers::Accounts,
-    /// Who we are to other replicas, such as the host's name; `None` where there are no others: then nobody is elected.
+    /// Who we are to other control planes on the same store, as nobody else was or will be: the host's name and a UUID.
+    /// `None` where there are no others: then nobody is elected.
     pub identity: Option<String>,
     pub args: Args,
 }
@@ -63,41 +67,110 @@ pub struct Handle {
     tracker: TaskTracker,
 }
 
-/// Starts everything and returns at once; work begins when all stores have been filled.
+/// Starts everything and returns at once; work begins when all stores have been filled and, where there are others, when
+/// we have been elected: scheduling and the controllers each by a Lease of their own.
 ///
 /// Cancellation: the tasks live until [`Handle::shutdown`] or the handle is dropped.
 pub fn start(config: Config) -> Handle {
     let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
     let (recorder, inbox) = events::channel();
-    let shared = Arc::new(Shared {
-        informers: Informers::new(),
-        accounts: Arc::clone(&config.controller_client),
-        fence: Fence::default(),
-        recorder,
-        catalog: Arc::new(Catalog::default()),
-        args: config.args.clone(),
-    });
-    let start_controllers = controllers::prepare(&shared);
-    let scheduling = scheduling::Scheduling::new(
-        &shared,
-        Writer::new(config.scheduler_client.clone(), SCHEDULER),
-        config.args.seed,
-    );
     let authors = authors(&config);
     tracker.spawn(events::run(inbox, authors, shutdown.clone()));
-    shared.informers.start(&config.client, &tracker, &shutdown);
+    let parts = Parts {
+        informers: Informers::new(),
+        recorder,
+        catalog: Arc::default(),
+        config,
+    };
+    let informers = &parts.informers;
+    informers.start(&parts.config.client, &tracker, &shutdown);
     let (spawner, stop) = (tracker.clone(), shutdown.clone());
     tracker.spawn(async move {
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = shared.informers.synced() => {}
+            () = parts.informers.synced() => {}
         }
-        info!("Stores are filled, controllers start");
-        spawner.spawn(scheduling.run(stop.clone()));
-        start_controllers(&spawner, &stop);
+        info!("Stores are filled");
+        let Some(identity) = parts.config.identity.clone() else {
+            let term = lock::forever(&stop, &spawner);
+            parts.schedule(&term);
+            parts.control(&term);
+            return;
+        };
+        let parts = Arc::new(parts);
+        let lock = parts.lock(
+            SCHEDULER,
+            DEFAULT_SCHEDULER,
+            &parts.config.scheduler_client,
+            &identity,
+        );
+        let led = Arc::clone(&parts);
+        spawner.spawn(lock::run(lock, stop.clone(), move |term| {
+            led.schedule(term)
+        }));
+        let lock = parts.lock(
+            CONTROLLER_MANAGER,
+            CONTROLLER_MANAGER,
+            &parts.config.client,
+            &identity,
+        );
+        spawner.spawn(lock::run(lock, stop, move |term| parts.control(term)));
     });
     Handle { shutdown, tracker }
+}
+
+/// What outlives terms.
+struct Parts {
+    informers: Informers,
+    recorder: Recorder,
+    catalog: Arc<Catalog>,
+    config: Config,
+}
+
+// === impl Parts ===
+
+impl Parts {
+    fn lock(
+        &self,
+        name: &'static str,
+        component: &'static str,
+        client: &Client,
+        identity: &str,
+    ) -> Lock {
+        Lock {
+            name,
+            identity: identity.to_owned(),
+            writer: Writer::new(client.clone(), name),
+            recorder: self.recorder.named(component),
+            leases: Arc::clone(&self.informers.leases),
+        }
+    }
+
+    /// What the work of one term shares. Nothing of it is left for the next: what a controller remembers is of its term.
+    fn shared(&self, term: &Term) -> Arc<Shared> {
+        Arc::new(Shared {
+            informers: self.informers.during(&term.over),
+            accounts: Arc::clone(&self.config.controller_client),
+            fence: term.fence.clone(),
+            recorder: self.recorder.clone(),
+            catalog: Arc::clone(&self.catalog),
+            args: self.config.args.clone(),
+        })
+    }
+
+    fn schedule(&self, term: &Term) {
+        let writer = Writer::new(self.config.scheduler_client.clone(), SCHEDULER);
+        let writer = writer.fenced(term.fence.clone());
+        let seed = self.config.args.seed;
+        let scheduling = scheduling::Scheduling::new(&self.shared(term), writer, seed);
+        term.tasks.spawn(scheduling.run(term.over.clone()));
+    }
+
+    fn control(&self, term: &Term) {
+        let start = controllers::prepare(&self.shared(term));
+        start(&term.tasks, &term.over);
+    }
 }
 
 /// Who writes the Events of a component.

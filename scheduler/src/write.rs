@@ -194,6 +194,33 @@ impl Writer {
             .await
     }
 
+    /// Creates an object and reads more than metadata of the answer.
+    pub async fn create_as<T: serde::de::DeserializeOwned>(
+        &self,
+        resource: Resource,
+        namespace: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let url = resource.url(namespace);
+        let body = encode(&url, body)?;
+        let uri = format!("{url}?fieldManager={}", self.manager);
+        self.send(Method::POST, url, uri, "application/json", body)
+            .await
+    }
+
+    /// Puts the whole object. Its `metadata.resourceVersion` is a precondition.
+    pub async fn replace<T: serde::de::DeserializeOwned>(
+        &self,
+        target: &Target,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let url = target.url();
+        let body = encode(&url, body)?;
+        let uri = format!("{url}?fieldManager={}", self.manager);
+        self.send(Method::PUT, url, uri, "application/json", body)
+            .await
+    }
+
     /// Posts to a subresource, such as `binding`.
     pub async fn create_subresource(
         &self,

@@ -3,6 +3,7 @@
 mod world;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
 };
@@ -258,6 +259,34 @@ async fn every_node_gets_addresses_of_its_own() {
         cidrs,
         ["100.64.0.0/18", "100.64.64.0/18", "100.64.128.0/18"]
     );
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_planes_take_turns() {
+    let mut world = World::led_by(&[1], "first").await;
+    let leases: Api<Lease> = Api::namespaced(world.client.clone(), "kube-system");
+    let locks = ["kube-scheduler", "kube-controller-manager"];
+    let held = |by: &'static str| {
+        move |l: Option<&Lease>| {
+            let spec = l.and_then(|l| l.spec.as_ref());
+            spec.and_then(|s| s.holder_identity.as_deref()) == Some(by)
+        }
+    };
+    for lock in locks {
+        world.until(leases.clone(), lock, held("first")).await;
+    }
+    world.create::<Deployment>(deployment("one", 2, "v1")).await;
+    world.until_available("one", 2).await;
+    world.hand_over("second").await;
+    for lock in locks {
+        let lease = world.until(leases.clone(), lock, held("second")).await;
+        let spec = lease.and_then(|l| l.spec).unwrap_or_default();
+        assert_eq!(spec.lease_transitions, Some(1), "{lock}");
+        assert_eq!(spec.lease_duration_seconds, Some(15));
+    }
+    world.create::<Deployment>(deployment("two", 2, "v1")).await;
+    world.until_available("two", 2).await;
     world.stop().await;
 }
 

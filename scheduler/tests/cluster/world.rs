@@ -32,11 +32,28 @@ pub(crate) struct World {
 impl World {
     /// A cluster with nodes of that many cores.
     pub(crate) async fn new(cores: &[u32]) -> Self {
+        Self::build(cores, None).await
+    }
+
+    /// The same, with a control plane that has to be elected.
+    pub(crate) async fn led_by(cores: &[u32], identity: &str) -> Self {
+        Self::build(cores, Some(identity)).await
+    }
+
+    /// Starts another control plane and ends the one there was.
+    pub(crate) async fn hand_over(&mut self, identity: &str) {
+        let next = scheduler::start(config(&self.api, Some(identity)));
+        std::mem::replace(&mut self.scheduler, next)
+            .shutdown()
+            .await;
+    }
+
+    async fn build(cores: &[u32], identity: Option<&str>) -> Self {
         let api = api::start(api::Config::in_memory())
             .await
             .expect("the API server starts");
         let client = client(&api, User::admin());
-        let scheduler = scheduler::start(config(&api, None));
+        let scheduler = scheduler::start(config(&api, identity));
         let mut world = Self {
             client,
             api,

@@ -6,6 +6,7 @@
 //! ```text
 //!  guest ── connect / http ──► PodNetwork ──► Fabric ─┬─ pod on this node: vnet (pipe, or a call of its handler)
 //!                                               ▲     ├─ Service: balancer picks an endpoint of the table, then as above
+//!                                               │     ├─ pod of another node: tunnel (mutual TLS, HTTP/2)
 //!  curl ─── listeners (real sockets) ───────────┘     └─ elsewhere: egress (real sockets, policy)
 //!                                               ▲
 //!            services (one task) ── watch<Table>┘   dns::zone answers names from the same table
@@ -31,6 +32,7 @@ mod services;
 mod stream;
 pub(crate) mod table;
 mod traffic;
+mod tunnel;
 mod udp;
 mod vnet;
 
@@ -39,7 +41,7 @@ mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,6 +59,7 @@ pub(crate) use self::ports::SocketSlot;
 pub use self::ports::{Bound, Listener, Ports, Serving};
 pub use self::stream::{Reader, Stream, Writer};
 pub use self::traffic::Flow;
+pub use self::tunnel::{Config as TunnelConfig, Dial, Io};
 pub use self::udp::UdpSocket;
 pub use crate::dns::server::{Config as DnsConfig, Counted as DnsCounted};
 
@@ -164,6 +167,11 @@ pub enum Error {
         address: SocketAddr,
         source: std::io::Error,
     },
+    #[error("the tunnel cannot listen on {address}: {source}")]
+    Tunnel {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
 }
 
 /// What a node's network needs to know. `Default` suits a test.
@@ -188,6 +196,8 @@ pub struct Config {
     pub cluster_ca: Vec<CertificateDer<'static>>,
     /// Trusted for TLS to the outside instead of the public roots; empty means those.
     pub extra_roots: Vec<CertificateDer<'static>>,
+    /// How other nodes are reached and reach this one; `None` for a cluster of one.
+    pub tunnel: Option<TunnelConfig>,
 }
 
 /// Bounds on what one guest or client can hold.
@@ -218,6 +228,8 @@ pub struct Network {
     /// Set by the listeners task when it has acted on a complete table once.
     synced: watch::Sender<bool>,
     started: Mutex<bool>,
+    /// Where the tunnel listens.
+    tunnel_address: OnceLock<SocketAddr>,
     /// Tasks that serve until the very end.
     followers: TaskTracker,
 }
@@ -242,6 +254,7 @@ impl Default for Config {
             limits: Limits::default(),
             cluster_ca: Vec::new(),
             extra_roots: Vec::new(),
+            tunnel: None,
         }
     }
 }
@@ -275,6 +288,7 @@ impl Network {
             listening: watch::Sender::new(Arc::new(Vec::new())),
             synced: watch::Sender::new(false),
             started: Mutex::new(false),
+            tunnel_address: OnceLock::new(),
             followers: TaskTracker::new(),
         })
     }
@@ -295,6 +309,7 @@ impl Network {
         if std::mem::replace(&mut *started, true) {
             return Err(Error::Started);
         }
+        self.listen_tunnel()?;
         self.followers.spawn(services::run(
             client.clone(),
             self.tables.clone(),
@@ -306,6 +321,13 @@ impl Network {
             self.namespaces.clone(),
             self.fabric.stop.clone(),
         ));
+        if let Some(tunnel) = &self.fabric.tunnel {
+            self.followers.spawn(Arc::clone(tunnel).follow(
+                client.clone(),
+                self.fabric.config.node_name.clone(),
+                Arc::clone(&self.fabric.nodes),
+            ));
+        }
         self.followers.close();
         self.fabric.tasks.spawn(listeners::run(
             client,
@@ -376,6 +398,10 @@ impl Network {
         let stopped = async {
             self.fabric.tasks.wait().await;
             self.followers.wait().await;
+            if let Some(tunnel) = &self.fabric.tunnel {
+                tunnel.tasks().close();
+                tunnel.tasks().wait().await;
+            }
         };
         // Every task watches `stop`; this only bounds a task stuck in a syscall.
         if tokio::time::timeout(STOP, stopped).await.is_err() {

@@ -248,6 +248,7 @@ impl Call<'_> {
                 None => Err(client::from_socket(address, SocketError::Unreachable)),
             },
             Route::Pod(pod) => self.pod(&pod, address, request, None).await,
+            Route::Node(_) => self.endpoint(address, request, None).await,
             Route::Service(port) => self.balanced(&port, request).await,
         }
     }
@@ -262,8 +263,11 @@ impl Call<'_> {
             if let Some(pod) = self.fabric.pod(ip) {
                 return self.pod(&pod, address, request, load).await;
             }
+            if self.fabric.peer(ip).is_some() {
+                return self.over_socket(address, request, load, None).await;
+            }
             if self.fabric.config.cluster_cidr.contains(&ip) {
-                // On another node, or no longer anywhere.
+                // No longer anywhere.
                 return Err(returned(format!("{address}: host unreachable"), request));
             }
         }

@@ -22,6 +22,8 @@ use super::{SocketError, SocketSlot};
 pub(crate) const LARGE: usize = 64 * 1024;
 /// The same when it is not.
 pub(crate) const SMALL: usize = 4 * 1024;
+/// How far beyond its budget a pod may be before streams from other nodes that it does not read are reset.
+const OVERDRAFT: usize = 4;
 /// A chunk is charged at least this much, so that one-byte writes cannot queue without bound.
 const CHUNK_COST: usize = 64;
 
@@ -49,6 +51,20 @@ impl Budget {
 
     pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// Counts bytes that wait for the pod outside its pipes: what another node has sent.
+    pub(crate) fn charge(&self, bytes: usize) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn refund(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// More waits than shrinking pipes can make up for.
+    pub(crate) fn is_overdrawn(&self) -> bool {
+        self.used() >= self.limit.saturating_mul(OVERDRAFT)
     }
 }
 

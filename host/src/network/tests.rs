@@ -21,7 +21,7 @@ use super::{
 };
 
 /// An HTTP guest: a function.
-struct Guest<F>(F);
+pub(super) struct Guest<F>(pub(super) F);
 
 impl<F, R> HttpHandler for Guest<F>
 where
@@ -36,11 +36,11 @@ where
     }
 }
 
-fn network() -> Network {
+pub(super) fn network() -> Network {
     Network::new(Config::default()).unwrap()
 }
 
-fn pod(network: &Network, name: &str) -> Arc<PodNetwork> {
+pub(super) fn pod(network: &Network, name: &str) -> Arc<PodNetwork> {
     let identity = PodIdentity {
         namespace: "shop".to_owned(),
         name: name.to_owned(),
@@ -50,7 +50,7 @@ fn pod(network: &Network, name: &str) -> Arc<PodNetwork> {
 }
 
 /// A pod that answers every request with its name, what it was asked and whom for.
-fn web(network: &Network, name: &str) -> (Arc<PodNetwork>, Serving) {
+pub(super) fn web(network: &Network, name: &str) -> (Arc<PodNetwork>, Serving) {
     let pod = pod(network, name);
     let name = name.to_owned();
     let guest = Guest(move |request: Request<Body>| {
@@ -70,14 +70,20 @@ fn web(network: &Network, name: &str) -> (Arc<PodNetwork>, Serving) {
 }
 
 /// Puts a Service of namespace `shop` into the table, as the index would.
-fn publish(network: &Network, name: &str, spec: Value, ports: Value, pods: &[&PodNetwork]) {
+pub(super) fn publish(
+    network: &Network,
+    name: &str,
+    spec: Value,
+    ports: Value,
+    pods: &[&PodNetwork],
+) {
     let addresses: Vec<String> = pods.iter().map(|pod| pod.address().to_string()).collect();
     let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
     behind(network, ("shop", name), spec, ports, &addresses);
 }
 
 /// As [`publish`], for any namespace and any addresses.
-fn behind(
+pub(super) fn behind(
     network: &Network,
     (namespace, name): (&str, &str),
     spec: Value,
@@ -113,26 +119,26 @@ fn behind(
 }
 
 /// The Service `hello`, 10.96.0.7:80 → 8080.
-fn hello(network: &Network, pods: &[&PodNetwork]) {
+pub(super) fn hello(network: &Network, pods: &[&PodNetwork]) {
     let spec = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
     publish(network, "hello", spec, json!([{"port": 8080}]), pods);
 }
 
-fn get(uri: &str) -> Request<Body> {
+pub(super) fn get(uri: &str) -> Request<Body> {
     Request::get(uri).body(serve::empty()).unwrap()
 }
 
-fn post(uri: &str, body: &'static str) -> Request<Body> {
+pub(super) fn post(uri: &str, body: &'static str) -> Request<Body> {
     Request::post(uri)
         .body(serve::full(Bytes::from(body)))
         .unwrap()
 }
 
-async fn text(response: Response<Body>) -> String {
+pub(super) async fn text(response: Response<Body>) -> String {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(body.to_vec()).unwrap()
 }
 
-async fn ask(from: &PodNetwork, uri: &str) -> Result<String, HttpError> {
+pub(super) async fn ask(from: &PodNetwork, uri: &str) -> Result<String, HttpError> {
     Ok(text(from.http(get(uri)).await?).await)
 }

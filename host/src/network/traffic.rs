@@ -56,6 +56,15 @@ pub(crate) struct Traffic {
 impl Traffic {
     /// The one `Workload` of that name.
     pub(crate) fn workload(&self, name: &str) -> Arc<Workload> {
+        let known = self
+            .workloads
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned();
+        if let Some(known) = known {
+            return known;
+        }
         let mut all = self
             .workloads
             .write()
@@ -106,6 +115,14 @@ impl Traffic {
         let mut flows: Vec<Flow> = pairs.values().map(|pair| pair.read()).collect();
         flows.sort_by(|a, b| (&a.source, &a.destination).cmp(&(&b.source, &b.destination)));
         flows
+    }
+}
+
+// === impl Workload ===
+
+impl Workload {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 }
 

@@ -279,6 +279,7 @@ impl UdpSocket {
                 Poll::Ready(Ok(()))
             }
             Route::Outside => self.poll_send_outside(cx, datagram, to),
+            Route::Node(_) => Poll::Ready(Err(SocketError::Unreachable)),
             Route::Nowhere(error) => Poll::Ready(Err(error)),
         }
     }

@@ -1,7 +1,7 @@
 //! The table of pods, and where a connection goes: own pod, another pod, a Service, outside. Owns addresses and pods;
 //! reads the table of Services, never writes it.
 //!
-//! The seam for other nodes is [`Fabric::connect_endpoint`]: an address of the cluster that is not on this node.
+//! An address of the cluster that is not on this node leads through the tunnel.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,6 +26,7 @@ use super::pod::{PodIdentity, PodNetwork};
 use super::ports::{PortTable, Sockets, Target};
 use super::table::{Port, Protocol, Table};
 use super::traffic::{OUTSIDE, Traffic, Workload};
+use super::tunnel::{self, Peer, Tunnel};
 use super::{Config, Error, SocketError, Stream, forward, serve};
 use crate::dns::server::{Dns, rim};
 use crate::dns::upstream::Upstream;
@@ -44,6 +45,8 @@ pub(crate) struct Fabric {
     pub(crate) namespaces: watch::Receiver<Arc<Namespaces>>,
     pub(crate) dns: Arc<Dns>,
     pub(crate) nodes: Arc<Nodes>,
+    /// The way to other nodes' pods; `None` where there are no other nodes.
+    pub(crate) tunnel: Option<Arc<Tunnel>>,
     pub(crate) egress: Egress,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) traffic: Traffic,
@@ -93,6 +96,8 @@ pub(crate) enum Route {
     Service(Arc<Port>),
     /// The node's DNS server, at its address inside the cluster.
     Dns,
+    /// A pod of another node.
+    Node(Arc<Peer>),
     Outside,
     Nowhere(SocketError),
 }
@@ -108,7 +113,15 @@ impl Fabric {
         let traffic = Traffic::default();
         let upstream = Arc::new(Upstream::default());
         let quarter = descriptors() / 4;
+        let stop = CancellationToken::new();
+        let tunnel = config
+            .tunnel
+            .as_ref()
+            .map(|config| Tunnel::new(config, stop.clone()).map(Arc::new))
+            .transpose()
+            .map_err(|error| Error::Tls(error.to_string()))?;
         Ok(Arc::new(Self {
+            tunnel,
             egress: Egress::new(&config, Arc::clone(&upstream))?,
             upstream,
             outside: traffic.workload(OUTSIDE),
@@ -125,7 +138,7 @@ impl Fabric {
             nodes: Arc::new(Nodes::new(&config.node_name)),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
-            stop: CancellationToken::new(),
+            stop,
             rim_budget: Arc::new(Budget::new(RIM_BUDGET)),
             rim_connections: Arc::new(Semaphore::new(
                 config.limits.listener_connections.min(quarter),
@@ -196,6 +209,11 @@ impl Fabric {
             .unwrap_or_else(PoisonError::into_inner)
             .get(&address)
             .cloned()
+    }
+
+    /// The other node that has `address`.
+    pub(crate) fn peer(&self, address: Ipv4Addr) -> Option<Arc<Peer>> {
+        self.tunnel.as_ref()?.peer(address)
     }
 
     /// Milliseconds since the network was made.
@@ -302,6 +320,9 @@ impl Fabric {
             if let Some(pod) = self.pod(ip) {
                 return Route::Pod(pod);
             }
+            if let Some(peer) = self.peer(ip) {
+                return Route::Node(peer);
+            }
             if self.config.cluster_cidr.contains(&ip) || self.config.service_cidr.contains(&ip) {
                 return Route::Nowhere(SocketError::Unreachable);
             }
@@ -328,6 +349,7 @@ impl Fabric {
             Route::Pod(pod) => self.deliver(&pod, caller, to, to, None).await,
             Route::Service(port) => self.connect_service(caller, &port, to).await,
             Route::Dns => self.connect_dns(caller, to),
+            Route::Node(peer) => tunnel::connect(self, &peer, caller, to, to, None).await,
             Route::Outside => self.connect_outside(caller, to, to, None).await,
             Route::Nowhere(error) => Err(error),
         }
@@ -457,8 +479,11 @@ impl Fabric {
             if let Some(pod) = self.pod(ip) {
                 return self.deliver(&pod, caller, seen, endpoint, load).await;
             }
+            if let Some(peer) = self.peer(ip) {
+                return tunnel::connect(self, &peer, caller, seen, endpoint, load).await;
+            }
             if self.config.cluster_cidr.contains(&ip) {
-                // On another node, or no longer anywhere. Streams between nodes will start here.
+                // No longer anywhere.
                 return Err(SocketError::Unreachable);
             }
         }
@@ -467,7 +492,7 @@ impl Fabric {
     }
 
     /// Both ends of a pipe to a pod's port: a socket's backlog, or an HTTP/1.1 server in front of its handler.
-    async fn deliver(
+    pub(crate) async fn deliver(
         self: &Arc<Self>,
         pod: &PodNetwork,
         caller: &Caller<'_>,

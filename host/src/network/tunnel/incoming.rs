@@ -1,0 +1,186 @@
+//! What another node sends: who it says it comes from, whether that may be, and where it goes on this node.
+//! Everything that comes in passes [`Incoming::admit`].
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::header::{HeaderMap, HeaderValue};
+use http::{Method, Request, Response};
+use tracing::debug;
+
+use super::{Tunnel, streams, words};
+use crate::network::SocketError;
+use crate::network::identity::Identity;
+use crate::network::pod::PodNetwork;
+use crate::network::table::Protocol;
+use crate::network::traffic::Workload;
+use crate::network::vnet::{Caller, Fabric};
+
+/// Sources one connection remembers; when there are more it starts anew.
+const SOURCES: usize = 4_096;
+
+/// What comes in on one connection.
+pub(super) struct Incoming {
+    fabric: Arc<Fabric>,
+    tunnel: Arc<Tunnel>,
+    /// The node at the other end, from its certificate.
+    node: Box<str>,
+    /// Held for a few instructions, never over an await.
+    sources: Mutex<HashMap<Ipv4Addr, (Option<HeaderValue>, Arc<Source>)>>,
+}
+
+/// A pod of another node, or that node itself: believed, as its Node object gives it the address.
+pub(crate) struct Source {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) workload: Arc<Workload>,
+}
+
+// === impl Source ===
+
+impl Source {
+    /// As the source of a connection to `pod`, which pays for what it does not read.
+    pub(super) fn caller<'a>(&'a self, port: u16, pod: &'a PodNetwork) -> Caller<'a> {
+        Caller {
+            pod: None,
+            from: SocketAddr::from((self.address, port)),
+            budget: pod.budget(),
+            sockets: None,
+            workload: &self.workload,
+            identity: self.identity.as_ref(),
+        }
+    }
+}
+
+// === impl Incoming ===
+
+impl Incoming {
+    pub(super) fn new(fabric: Arc<Fabric>, tunnel: Arc<Tunnel>, node: &str) -> Self {
+        Self {
+            fabric,
+            tunnel,
+            node: node.into(),
+            sources: Mutex::default(),
+        }
+    }
+
+    /// One stream, until it ends.
+    pub(super) async fn serve(
+        &self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) {
+        if request.method() == Method::CONNECT {
+            self.connect(request, respond).await;
+        } else {
+            respond.send_reset(Reason::REFUSED_STREAM);
+        }
+    }
+
+    /// The one place where what comes from other nodes is let in or not: `to` must be a pod of this node, and the pod must
+    /// want it.
+    fn admit(
+        &self,
+        _source: &Source,
+        to: SocketAddr,
+        _protocol: Protocol,
+    ) -> Result<Arc<PodNetwork>, SocketError> {
+        let IpAddr::V4(address) = to.ip() else {
+            return Err(SocketError::Refused);
+        };
+        // A pod that has ended or moved refuses at once.
+        self.fabric.pod(address).ok_or(SocketError::Refused)
+    }
+
+    /// Who sends, with the port it sends from.
+    fn source(&self, headers: &HeaderMap) -> Result<(Arc<Source>, u16), SocketError> {
+        let from = headers
+            .get(words::FROM)
+            .and_then(|value| value.to_str().ok());
+        let (address, port) = from.and_then(address).ok_or(SocketError::Denied)?;
+        let identity = headers.get(words::IDENTITY);
+        Ok((self.believe(address, identity)?, port))
+    }
+
+    /// `Denied` when the other node has no right to `address`.
+    fn believe(
+        &self,
+        address: Ipv4Addr,
+        identity: Option<&HeaderValue>,
+    ) -> Result<Arc<Source>, SocketError> {
+        if !self.tunnel.speaks_for(&self.node, address) {
+            debug!(node = %self.node, %address, "Refused what another node sent for an address that is not its own");
+            return Err(SocketError::Denied);
+        }
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((shown, source)) = sources.get(&address)
+            && shown.as_ref() == identity
+        {
+            return Ok(Arc::clone(source));
+        }
+        if sources.len() >= SOURCES {
+            sources.clear();
+        }
+        let known = identity.and_then(words::identity);
+        let workload = match &known {
+            Some(known) => self
+                .fabric
+                .traffic
+                .workload(&format!("{}/{}", known.namespace, known.workload)),
+            None => Arc::clone(&self.fabric.outside),
+        };
+        let source = Arc::new(Source {
+            address,
+            identity: known,
+            workload,
+        });
+        sources.insert(address, (identity.cloned(), Arc::clone(&source)));
+        Ok(source)
+    }
+
+    /// A stream of bytes.
+    async fn connect(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let accepted = async {
+            let to = request.uri().authority().map(|to| to.as_str());
+            let to: SocketAddr = to
+                .and_then(|to| to.parse().ok())
+                .ok_or(SocketError::Refused)?;
+            let (source, port) = self.source(request.headers())?;
+            let pod = self.admit(&source, to, Protocol::Tcp)?;
+            let caller = source.caller(port, &pod);
+            let stream = self.fabric.deliver(&pod, &caller, to, to, None).await?;
+            Ok((pod, stream))
+        };
+        let (pod, stream) = match accepted.await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                let mut refusal = Response::new(());
+                *refusal.status_mut() = words::status(error);
+                // Who does not wait for the answer does not need it.
+                drop(respond.send_response(refusal, true));
+                return;
+            }
+        };
+        let mut answer = Response::new(());
+        words::name(answer.headers_mut(), &pod);
+        let budget = Arc::clone(pod.budget());
+        drop(pod);
+        match respond.send_response(answer, false) {
+            Ok(send) => streams::carry(stream, request.into_body(), send, budget).await,
+            Err(_) => stream.reset(),
+        }
+    }
+}
+
+/// `100.64.0.5:40000`, or without a port.
+fn address(text: &str) -> Option<(Ipv4Addr, u16)> {
+    let (address, port) = match text.split_once(':') {
+        Some((address, port)) => (address, port.parse().ok()?),
+        None => (text, 0),
+    };
+    Some((address.parse().ok()?, port))
+}

@@ -3,6 +3,7 @@
 //!
 //! All of it goes through the registry like anybody's write, as the user `system:apiserver`.
 
+mod replicas;
 mod roles;
 
 use std::net::Ipv4Addr;
@@ -26,6 +27,7 @@ use crate::registry::delete::DeleteOptions;
 use crate::registry::{Change, Registry};
 use crate::status::{Error, Reason};
 
+pub(crate) use replicas::Replica;
 pub(crate) use roles::keep_aggregated;
 
 const MANAGER: &str = "kube-apiserver";
@@ -104,6 +106,10 @@ async fn service_and_endpoints(api: &Api, service: Ipv4Addr) -> Result<(), Error
         },
     });
     ensure(api, "", "services", NAMESPACE_DEFAULT, object, false).await?;
+    if api.store.is_shared() {
+        // Several servers: `replicas` says where they are.
+        return Ok(());
+    }
     // Differs from Kubernetes: the endpoint may be a loopback address, because that is where this server listens by
     // default and the pods' network leads there.
     let endpoints = json!({

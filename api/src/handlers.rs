@@ -272,6 +272,9 @@ async fn route(
         };
     };
     check_scope(kind, path, info.verb)?;
+    if kind.is_stored() && wants_newest(info.verb, query) {
+        api.newest().await?;
+    }
     let call = Call {
         api,
         kind,
@@ -303,6 +306,16 @@ async fn route(
             delete::delete_collection(&call, &read_body(body, &parts.headers).await?).await
         }
         _ => Err(Error::method_not_allowed()),
+    }
+}
+
+/// Whether a request is about the newest state there is, whichever server made it so: every write, and every read that
+/// names no revision and continues no list. The others are content with what this server has.
+fn wants_newest(verb: &str, query: &Query) -> bool {
+    let silent = |name| query.first(name).unwrap_or_default().is_empty();
+    match verb {
+        "get" | "list" | "watch" => silent("resourceVersion") && silent("continue"),
+        _ => true,
     }
 }
 
@@ -363,8 +376,22 @@ pub(crate) fn now() -> Timestamp {
 // === impl Api ===
 
 impl Api {
+    /// Waits until what any server has acknowledged can be read; at once where this server is the only one.
+    pub(crate) async fn newest(&self) -> Result<(), Error> {
+        match self.store.newest() {
+            None => Ok(()),
+            Some(newest) => newest.await.map_err(|error| {
+                Error::unavailable(format!("the newest state is not known: {error}"))
+            }),
+        }
+    }
+
     /// Waits until `revision` can be read.
     pub(crate) async fn reach(&self, revision: u64) -> Result<(), Error> {
+        if self.store.is_shared() && self.cache.revision() < revision {
+            // Another server has it, most likely.
+            self.newest().await?;
+        }
         let deadline = Instant::now() + WAIT_FOR_REVISION;
         self.cache
             .wait_for(revision, deadline)

@@ -98,7 +98,7 @@ struct Leaf<'a> {
 const BACKDATE: time::Duration = time::Duration::hours(1);
 const CA_DAYS: i64 = 3650;
 const LEAF_DAYS: i64 = 365;
-/// A leaf with less than a part in this many of its life left is issued anew at start.
+/// A leaf with less than a part in this many of its life left is issued anew.
 const RENEW_AT: i64 = 3;
 
 // === impl Pki ===
@@ -364,6 +364,25 @@ impl Pki {
             .is_ok_and(|(_, ca)| certificate.verify_signature(Some(ca.public_key())).is_ok())
     }
 
+    /// Is so little left of its life that a new one should be issued?
+    pub fn is_due(&self, identity: &Identity) -> bool {
+        let due = || {
+            let (chain, _) = identity.der().ok()?;
+            let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+            Some(self.due(&leaf))
+        };
+        due().unwrap_or(true)
+    }
+
+    fn due(&self, certificate: &X509Certificate<'_>) -> bool {
+        let validity = certificate.validity();
+        let (begin, end) = (
+            validity.not_before.timestamp(),
+            validity.not_after.timestamp(),
+        );
+        (end - self.now.as_second()) * RENEW_AT <= end - begin
+    }
+
     /// Not about to expire, signed by this CA's key, and good for every name and address it is wanted for.
     fn still_serves(&self, identity: &Identity, leaf: &Leaf<'_>) -> bool {
         use x509_parser::extensions::GeneralName;
@@ -374,12 +393,6 @@ impl Pki {
         else {
             return false;
         };
-        let validity = certificate.validity();
-        let (begin, end) = (
-            validity.not_before.timestamp(),
-            validity.not_after.timestamp(),
-        );
-        let left = end - self.now.as_second();
         let mut names: Vec<&str> = Vec::new();
         let mut addresses: Vec<&[u8]> = Vec::new();
         if let Ok(Some(extension)) = certificate.subject_alternative_name() {
@@ -395,7 +408,7 @@ impl Pki {
             IpAddr::V4(v4) => addresses.contains(&v4.octets().as_slice()),
             IpAddr::V6(v6) => addresses.contains(&v6.octets().as_slice()),
         };
-        left * RENEW_AT > end - begin
+        !self.due(&certificate)
             && self.has_signed(&certificate)
             && leaf.names.iter().all(|name| names.contains(&&**name))
             && leaf.addresses.iter().all(covers)

@@ -1,12 +1,13 @@
 //! The running API server: opens the store, makes the certificates, listens, drains. Knows nothing of what is asked.
 //!
 //! ```text
-//! start ─► pki ─► store ─► listener ─► furniture ─► accept ─┬─► connection: TLS, client certificate ─► handlers::serve
+//! start ─► store ─► pki ─► listener ─► furniture ─► accept ─┬─► connection: TLS, client certificate ─► handlers::serve
 //!                                                          └─► in process: Handle::router()        ─► handlers::serve
 //! shutdown ─► watches end, no new connections ─► requests finish (or are cut off at the deadline) ─► store closes
 //! ```
 
 mod activity;
+mod backing;
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -30,13 +31,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::activity::Activity;
+use self::backing::Certificates;
 use crate::auth::{self, Access, User};
+use crate::furniture::Replica;
 use crate::handlers::{self, Api, Room, Settings};
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
-use crate::pki::{self, Pki, Shown, kubeconfig};
-use crate::store::{self, Store, memory::Memory, sqlite::Sqlite};
-use crate::{certificates, furniture, kinds, registry, schema};
+use crate::pki::{self, Pki};
+use crate::store::{self, Place, Store, seal};
+use crate::{certificates, furniture, kinds, schema};
 
 /// What a server needs to know. [`Config::at`] and [`Config::in_memory`] fill in the defaults.
 #[derive(Clone, Debug)]
@@ -44,6 +47,11 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `None`: nothing touches a disk and nothing survives.
     pub data_dir: Option<PathBuf>,
+    pub store: Place,
+    /// The file with the keys that Secrets are sealed with; `None`: they are not.
+    pub encryption_keys: Option<PathBuf>,
+    /// Where others reach this server; port 0: where it listens. `None`: the listen address, or the default route's.
+    pub advertise: Option<SocketAddr>,
     /// Where the admin kubeconfig is written; empty: nowhere.
     pub kubeconfig: PathBuf,
     pub service_cidr: Ipv4Net,
@@ -77,6 +85,8 @@ pub enum Error {
     Pki(#[from] pki::Error),
     #[error("cannot open the store")]
     Store(#[from] store::Error),
+    #[error("cannot use the encryption keys")]
+    Keys(#[from] seal::Error),
     #[error("cannot listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -120,6 +130,9 @@ impl Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             data_dir: None,
+            store: Place::default(),
+            encryption_keys: None,
+            advertise: None,
             kubeconfig: PathBuf::new(),
             service_cidr: Ipv4Net::new_assert([10, 96, 0, 0].into(), 16),
             node_ports: 30_000..=32_767,
@@ -136,24 +149,19 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     }
     let service = config.service_cidr.hosts().next();
     let service = service.ok_or(Error::ServiceCidr(config.service_cidr))?;
-    let pki = Pki::open(config.data_dir.as_deref(), handlers::now())?;
     let kinds = kinds::table();
-    let store: Arc<dyn Store> = match &config.data_dir {
-        Some(directory) => {
-            let path = directory.join("state.db");
-            Arc::new(Sqlite::open(&path, registry::indexer(kinds)).await?)
-        }
-        None => Arc::new(Memory::new()),
-    };
+    let store = backing::open_store(&config, kinds).await?;
+    let pki = backing::open_pki(&config, &*store).await?;
     let failed = |source| Error::Listen {
         address: config.listen,
         source,
     };
     let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
     let local = listener.local_addr().map_err(failed)?;
-    let (names, addresses) = names(&config, local);
-    let serving = pki.api_server(service.into(), &addresses, &names)?;
-    let tls = pki.server_config(Shown::new(&pki.chain(&serving))?)?;
+    let advertised = advertised(config.advertise, local);
+    let (names, addresses) = names(&config, local, advertised);
+    let mut certificates = Certificates::new(&pki, service.into(), addresses, names)?;
+    let tls = certificates.server_config()?;
     let api = Arc::new(Api {
         cache: Arc::clone(store.cache()),
         access: Access::new(store.cache()),
@@ -163,14 +171,18 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         settings: Settings {
             service_cidr: config.service_cidr,
             node_ports: config.node_ports.clone(),
-            advertised: advertised(local),
+            advertised,
         },
-        nodes: Nodes::new(pki.client_config(Shown::new(&pki.kubelet_client()?)?)?),
+        nodes: Nodes::new(certificates.client_config()?),
         metrics: Metrics::default(),
         stopping: CancellationToken::new(),
         room: Room::default(),
     });
     furniture::place(&api, &pki, service).await?;
+    let replica = match api.store.is_shared() {
+        true => Some(Replica::join(Arc::clone(&api)).await?),
+        false => None,
+    };
     let handle = Handle {
         api,
         pki,
@@ -181,9 +193,9 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         drain: config.drain,
     };
     if !handle.kubeconfig.as_os_str().is_empty() {
-        kubeconfig::write(&handle.pki, &handle.url(), &handle.kubeconfig)?;
+        certificates.write_kubeconfig(handle.kubeconfig.clone(), handle.url())?;
     }
-    handle.spawn(listener, tls);
+    handle.spawn(listener, tls, certificates, replica);
     Ok(handle)
 }
 
@@ -200,8 +212,8 @@ fn make_data_directory(path: &Path) -> Result<(), Error> {
 }
 
 /// Names and addresses for the certificate.
-fn names(config: &Config, local: SocketAddr) -> (Vec<String>, Vec<IpAddr>) {
-    let mut addresses = vec![local.ip()];
+fn names(config: &Config, local: SocketAddr, advertised: SocketAddr) -> (Vec<String>, Vec<IpAddr>) {
+    let mut addresses = vec![local.ip(), advertised.ip()];
     let mut names = Vec::new();
     for name in &config.names {
         match name.parse() {
@@ -212,15 +224,34 @@ fn names(config: &Config, local: SocketAddr) -> (Vec<String>, Vec<IpAddr>) {
     (names, addresses)
 }
 
-/// Listening everywhere, loopback is where we can be reached for sure.
-fn advertised(local: SocketAddr) -> SocketAddr {
-    match local.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => ([127, 0, 0, 1], local.port()).into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => {
-            (std::net::Ipv6Addr::LOCALHOST, local.port()).into()
-        }
-        _ => local,
+/// Where others reach us: as asked, or where we listen. Listening everywhere, that is the address that this host sends
+/// from, or loopback where there is no route.
+fn advertised(asked: Option<SocketAddr>, local: SocketAddr) -> SocketAddr {
+    match asked {
+        Some(asked) if asked.port() == 0 => SocketAddr::new(asked.ip(), local.port()),
+        Some(asked) => asked,
+        None if local.ip().is_unspecified() => SocketAddr::new(outward(local.ip()), local.port()),
+        None => local,
     }
+}
+
+/// The address packets to the outside would come from. Nothing is sent: the addresses are for documentation.
+fn outward(any: IpAddr) -> IpAddr {
+    let (far, near): (IpAddr, IpAddr) = match any {
+        IpAddr::V4(_) => ([192, 0, 2, 1].into(), [127, 0, 0, 1].into()),
+        IpAddr::V6(_) => (
+            [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into(),
+            std::net::Ipv6Addr::LOCALHOST.into(),
+        ),
+    };
+    let ask = || {
+        let socket = std::net::UdpSocket::bind((any, 0)).ok()?;
+        socket.connect((far, 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    ask()
+        .filter(|found| !found.is_unspecified())
+        .unwrap_or(near)
 }
 
 // === impl Handle ===
@@ -231,9 +262,20 @@ impl Handle {
         self.local
     }
 
-    /// `https://127.0.0.1:6443`.
+    /// `https://127.0.0.1:6443`: for clients on this host.
     pub fn url(&self) -> String {
-        format!("https://{}", self.api.settings.advertised)
+        let local = self.local;
+        let address = match local.ip() {
+            ip if !ip.is_unspecified() => local,
+            IpAddr::V4(_) => SocketAddr::from(([127, 0, 0, 1], local.port())),
+            IpAddr::V6(_) => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, local.port())),
+        };
+        format!("https://{address}")
+    }
+
+    /// Where others reach this server.
+    pub fn advertised(&self) -> SocketAddr {
+        self.api.settings.advertised
     }
 
     /// The same server without sockets. The caller says who it is by putting a [`User`] into each request's extensions;
@@ -283,7 +325,13 @@ impl Handle {
         self.api.store.close().await;
     }
 
-    fn spawn(&self, listener: TcpListener, tls: rustls::ServerConfig) {
+    fn spawn(
+        &self,
+        listener: TcpListener,
+        tls: rustls::ServerConfig,
+        certificates: Certificates,
+        replica: Option<Replica>,
+    ) {
         let accept = Acceptor {
             api: Arc::clone(&self.api),
             tls: TlsAcceptor::from(Arc::new(tls)),
@@ -292,6 +340,11 @@ impl Handle {
             room: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
         };
         self.tasks.spawn(accept.run(listener));
+        self.tasks
+            .spawn(certificates.keep(self.api.stopping.clone()));
+        if let Some(replica) = replica {
+            self.tasks.spawn(replica.keep());
+        }
         let ca = self.pki.ca_pem().to_owned();
         self.tasks
             .spawn(furniture::keep_root_certificates(Arc::clone(&self.api), ca));

@@ -19,6 +19,7 @@
 mod batch;
 mod load;
 pub mod memory;
+mod place;
 pub mod postgres;
 mod queue;
 pub mod seal;
@@ -31,6 +32,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+pub use self::place::{Error as NotAPlace, Place};
 pub use self::queue::Limits;
 use crate::cache::Cache;
 
@@ -51,6 +53,11 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Dropping the future does not take the operations back: they may still happen.
     async fn commit(&self, operations: Vec<Operation>) -> Result<Vec<Arc<Stored>>, Error>;
+
+    /// Whether other processes may write too.
+    fn is_shared(&self) -> bool {
+        false
+    }
 
     /// Waits until the cache has everything that was acknowledged, by whichever process, before this call. `None` where
     /// only this process writes: then the cache has it already.

@@ -11,6 +11,10 @@ mod certificates;
 mod network;
 #[path = "http/objects.rs"]
 mod objects;
+#[path = "support/postgres.rs"]
+mod postgres_server;
+#[path = "http/replicas.rs"]
+mod replicas;
 #[path = "http/watches.rs"]
 mod watches;
 #[path = "http/words.rs"]

@@ -106,6 +106,7 @@ async fn snapshot(
         let Some(revision) = continuation.revision else {
             return Ok(cache.snapshot(resource));
         };
+        call.api.reach(revision).await?;
         return cache.snapshot_at(resource, revision).map_err(|error| {
             let mut error = match error {
                 store::Error::Compacted { .. } => Error::new(Reason::Expired, EXPIRED),

@@ -124,7 +124,7 @@ impl Default for Options {
             queue: Limits::default(),
             sealer: Arc::default(),
             patience: Duration::from_secs(10),
-            read_patience: Duration::from_secs(5),
+            read_patience: Duration::from_secs(10),
             poll: Duration::from_secs(1),
             housekeeping: Duration::from_secs(30),
         }
@@ -263,6 +263,10 @@ impl Store for Postgres {
             return Err(Error::Unavailable(why));
         }
         self.queue.commit(operations, || self.closed()).await
+    }
+
+    fn is_shared(&self) -> bool {
+        true
     }
 
     fn newest(&self) -> Option<BoxFuture<'_, Result<(), Error>>> {

@@ -351,3 +351,24 @@ impl Drop for Lab {
         }
     }
 }
+
+#[test]
+fn a_host_whose_cable_is_pulled_is_cut_off_until_it_is_back() {
+    let Some(mut lab) = Lab::new() else {
+        return;
+    };
+    lab.host("h1", 11);
+    let listener = lab.inside("h1", || std::net::TcpListener::bind("192.0.2.11:80"));
+    let listener = listener.expect("it listens in h1");
+    let dial = |lab: &Lab| {
+        lab.inside("hub", || {
+            let address = listener.local_addr().expect("it listens");
+            std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok()
+        })
+    };
+    assert!(dial(&lab));
+    lab.cable("h1", false);
+    assert!(!dial(&lab));
+    lab.cable("h1", true);
+    wait_for("the host to be back", || dial(&lab).then_some(()));
+}

@@ -54,6 +54,8 @@ pub struct Config {
     pub cluster_cidr: Ipv4Net,
     pub service_cidr: Ipv4Net,
     pub dns: network::DnsConfig,
+    /// What is told of requests, beside metrics.
+    pub observe: network::observe::Config,
 }
 
 /// Why a node cannot start.
@@ -123,6 +125,7 @@ impl Config {
             cluster_cidr: network.cluster_cidr,
             service_cidr: network.service_cidr,
             dns: network.dns,
+            observe: network.observe,
         }
     }
 }
@@ -205,7 +208,13 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     let (recorder, writer) = events::channel(config.client.clone(), config.node_name.clone());
     tasks.spawn(writer.run(stop.clone()));
     let known = Known::default();
-    tasks.spawn(serve::run(listener, tls, known.clone(), stop.clone()));
+    tasks.spawn(serve::run(
+        listener,
+        tls,
+        known.clone(),
+        Arc::clone(&network),
+        stop.clone(),
+    ));
     let context = Context::new(Parts {
         node_name: config.node_name.clone(),
         host_ip: identity.address.clone(),
@@ -253,6 +262,7 @@ fn network(
         service_address: config.service_address,
         cluster_ca: config.tls.authority().to_vec(),
         dns: config.dns.clone(),
+        observe: config.observe.clone(),
         ..network::Config::default()
     })
     .map_err(Error::Network)?;

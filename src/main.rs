@@ -3,9 +3,11 @@
 mod clients;
 mod data_dir;
 mod duration;
+mod node;
 mod progress;
 mod server;
 mod signals;
+mod token;
 mod up;
 
 use std::io::IsTerminal as _;
@@ -41,12 +43,20 @@ enum Role {
     Up(up::Args),
     /// Run the control plane: the API, the scheduler and the controllers. Nodes join it with `coracle node`.
     Server(server::Args),
+    /// Join this machine to a cluster, as a node that runs pods.
+    Node(Box<node::Args>),
+    /// Make, list and delete the tokens with which machines join.
+    Token(token::Args),
 }
 
-/// The command line. `server` is for other hosts to reach, `up` for this one: only their defaults differ.
+/// The command line. `server` and `node` are for other hosts to reach, `up` for this one: only their defaults differ.
 fn command() -> clap::Command {
-    Cli::command().mut_subcommand("server", |server| {
+    let command = Cli::command();
+    let command = command.mut_subcommand("server", |server| {
         server.mut_arg("listen", |listen| listen.default_value("0.0.0.0:6443"))
+    });
+    command.mut_subcommand("node", |node| {
+        node.mut_arg("service_address", |at| at.default_value("0.0.0.0"))
     })
 }
 
@@ -79,6 +89,8 @@ fn main() -> ExitCode {
     let code = match cli.role {
         Role::Up(args) => runtime.block_on(Box::pin(up::run(args))),
         Role::Server(args) => runtime.block_on(Box::pin(server::run(args))),
+        Role::Node(args) => runtime.block_on(Box::pin(node::run(*args))),
+        Role::Token(args) => runtime.block_on(Box::pin(token::run(args))),
     };
     // Whatever blocking work is left (a compile, say) must not hold the exit.
     runtime.shutdown_background();
@@ -115,6 +127,7 @@ mod tests {
             match Cli::from_arg_matches(&matches).expect("well formed").role {
                 Role::Up(args) => args.api.listen,
                 Role::Server(args) => args.api.listen,
+                Role::Node(_) | Role::Token(_) => panic!("it listens for nobody"),
             }
         };
         assert_eq!(listen(&["coracle", "up"]).to_string(), "127.0.0.1:6443");

@@ -4,7 +4,7 @@
 //! the same router as everybody else's, only without sockets. This file starts and stops them in order and owns nothing else.
 
 mod apply;
-mod bundled;
+pub(crate) mod bundled;
 mod manifests;
 mod ready;
 mod report;
@@ -158,7 +158,6 @@ impl Cluster {
             cluster_cidr: args.host.cluster_cidr,
             service_cidr: args.api.service_cidr,
             dns: args.host.dns.config(args.api.service_cidr),
-            observe: args.host.observe(),
             ..defaults
         };
         host::start(config)

@@ -42,6 +42,7 @@ use crate::cache::Cache;
 use crate::codec::{self, Decoded};
 use crate::kinds::strategy::Door;
 use crate::kinds::{Kind, Kinds};
+use crate::links::{self, Links};
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::registry::{Outcome, Registry};
@@ -64,6 +65,8 @@ pub struct Api {
     pub settings: Settings,
     pub access: Access,
     pub nodes: Nodes,
+    /// Of nodes that cannot be dialled.
+    pub links: Arc<Links>,
     pub metrics: Metrics,
     /// Cancelled when the server begins to drain: watches end, readiness fails.
     pub stopping: CancellationToken,
@@ -162,6 +165,9 @@ async fn answer(
 ) -> Result<Reply, Error> {
     let user = parts.extensions.get::<User>();
     let user = api.access.authenticate(user, &parts.headers, now())?;
+    if let Some(ask) = links::Ask::parse(&info.path) {
+        return links::serve(api, parts, &user, ask).await;
+    }
     api.access.authorise(&user, info)?;
     if info.is_long_running() {
         return route(api, parts, query, info, &user, body).await;

@@ -23,6 +23,7 @@ pub mod discovery;
 mod furniture;
 pub mod handlers;
 pub mod kinds;
+mod links;
 mod metrics;
 mod nodes;
 pub mod object;

@@ -1,32 +1,44 @@
-//! Calls from the API server to the nodes' own endpoints, over mutual TLS. Knows addresses, not what is asked.
+//! Calls from the API server to the nodes' own endpoints, over mutual TLS: dialled, or over the link that a node keeps.
+//! Knows addresses, not what is asked.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::upgrade::Upgraded;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
+use tokio::net::TcpStream;
+use tower::Service;
+use types::well_known::{ANNOTATION_TUNNEL, TUNNEL_RELAY};
 
 use crate::handlers::Api;
-use crate::status::Error;
+use crate::links::Links;
+use crate::status::{Error, Reason};
 
 /// One client for all nodes; connections are kept.
 pub struct Nodes {
-    client: Client<HttpsConnector<HttpConnector>, Body>,
+    client: Client<HttpsConnector<Dialler>, Body>,
 }
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Until the node's headers are there; the body may take as long as it likes.
 const ANSWER: Duration = Duration::from_secs(30);
+/// Stands for "over the link of the node with this name": no endpoint listens there.
+const OVER_LINK: u16 = 1;
 
 // === impl Nodes ===
 
 impl Nodes {
-    pub fn new(tls: rustls::ClientConfig) -> Self {
+    pub fn new(tls: rustls::ClientConfig, links: Arc<Links>) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(CONNECT));
@@ -35,7 +47,7 @@ impl Nodes {
             .with_tls_config(tls)
             .https_only()
             .enable_http1()
-            .wrap_connector(tcp);
+            .wrap_connector(Dialler { tcp, links });
         Self {
             client: Client::builder(TokioExecutor::new()).build(connector),
         }
@@ -49,22 +61,117 @@ impl Nodes {
         path: &str,
         query: &str,
     ) -> Result<Response<Incoming>, Error> {
-        let endpoint = endpoint(api, node)?;
         let separator = if query.is_empty() { "" } else { "?" };
+        let request = Request::get(format!("{path}{separator}{query}"))
+            .body(Body::empty())
+            .map_err(|error| Error::internal(error.to_string()))?;
+        self.request(api, node, request).await
+    }
+
+    /// Any request to the node's endpoint; the URI is a path. An upgrade goes through.
+    pub async fn request(
+        &self,
+        api: &Api,
+        node: &str,
+        mut request: Request<Body>,
+    ) -> Result<Response<Incoming>, Error> {
+        let endpoint = endpoint(api, node)?;
+        let path = request.uri().path_and_query();
+        let path = path.map_or("/", |path| path.as_str()).to_owned();
         let failed = |why: &str| {
+            let path = path.split('?').next().unwrap_or_default();
             let url = format!("https://{endpoint}{path}");
             Error::internal(format!("error calling node {node:?} at {url}: {why}"))
         };
-        let uri: Uri = format!("https://{endpoint}{path}{separator}{query}")
+        *request.uri_mut() = format!("https://{endpoint}{path}")
             .parse()
             .map_err(|error: http::uri::InvalidUri| failed(&error.to_string()))?;
-        let request = Request::get(uri)
-            .body(Body::empty())
-            .map_err(|error| failed(&error.to_string()))?;
         match tokio::time::timeout(ANSWER, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(failed(&chain(&error))),
             Err(_) => Err(failed("it did not answer in time")),
+        }
+    }
+}
+
+/// TCP, or a stream over a node's link; the TLS and HTTP on it are the same.
+#[derive(Clone)]
+struct Dialler {
+    tcp: HttpConnector,
+    links: Arc<Links>,
+}
+
+enum Way {
+    Tcp(TokioIo<TcpStream>),
+    Link(Upgraded),
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Service<Uri> for Dialler {
+    type Response = Way;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Way, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        if uri.port_u16() == Some(OVER_LINK) {
+            let links = Arc::clone(&self.links);
+            return Box::pin(async move {
+                let node = uri.host().unwrap_or_default();
+                Ok(Way::Link(links.endpoint(node).await?))
+            });
+        }
+        let dialling = self.tcp.call(uri);
+        Box::pin(async move { Ok(Way::Tcp(dialling.await?)) })
+    }
+}
+
+impl Connection for Way {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl Read for Way {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_read(context, buffer),
+            Self::Link(io) => Pin::new(io).poll_read(context, buffer),
+        }
+    }
+}
+
+impl Write for Way {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_write(context, bytes),
+            Self::Link(io) => Pin::new(io).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_flush(context),
+            Self::Link(io) => Pin::new(io).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_shutdown(context),
+            Self::Link(io) => Pin::new(io).poll_shutdown(context),
         }
     }
 }
@@ -81,7 +188,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// `address:port` as the node's status has it.
+/// `address:port` as the node's status has it; a node that keeps a link is not dialled.
 fn endpoint(api: &Api, name: &str) -> Result<String, Error> {
     let stored = api
         .cache
@@ -89,6 +196,15 @@ fn endpoint(api: &Api, name: &str) -> Result<String, Error> {
         .ok_or_else(|| Error::not_found("", "nodes", name))?;
     let node: Value = serde_json::from_slice(&stored.bytes)
         .map_err(|error| Error::internal(format!("a stored Node is broken: {error}")))?;
+    if api.links.has(name) {
+        return Ok(format!("{name}:{OVER_LINK}"));
+    }
+    if node["metadata"]["annotations"][ANNOTATION_TUNNEL] == TUNNEL_RELAY {
+        return Err(Error::new(
+            Reason::ServiceUnavailable,
+            format!("node {name:?} cannot be dialled and keeps no link to this API server now"),
+        ));
+    }
     address(&node).ok_or_else(|| {
         Error::internal(format!(
             "node {name:?} has no endpoint yet: no address or port in its status"

@@ -35,6 +35,7 @@ use self::backing::Certificates;
 use crate::auth::{self, Access, User};
 use crate::furniture::Replica;
 use crate::handlers::{self, Api, Room, Settings};
+use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::pki::{self, Pki};
@@ -162,6 +163,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     let (names, addresses) = names(&config, local, advertised);
     let mut certificates = Certificates::new(&pki, service.into(), addresses, names)?;
     let tls = certificates.server_config()?;
+    let links = Arc::new(Links::default());
     let api = Arc::new(Api {
         cache: Arc::clone(store.cache()),
         access: Access::new(store.cache()),
@@ -173,7 +175,8 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
             node_ports: config.node_ports.clone(),
             advertised,
         },
-        nodes: Nodes::new(certificates.client_config()?),
+        nodes: Nodes::new(certificates.client_config()?, Arc::clone(&links)),
+        links,
         metrics: Metrics::default(),
         stopping: CancellationToken::new(),
         room: Room::default(),

@@ -9,11 +9,14 @@
 mod args;
 mod dns;
 mod images;
+pub mod join;
+pub mod link;
 pub mod network;
 mod node;
 mod pods;
 pub mod runtime;
 mod serve;
+pub mod servers;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -21,5 +24,6 @@ pub mod tls;
 
 pub use args::{Args, MirrorFlag, machine_name};
 pub use dns::args::DnsArgs;
+pub use node::given::{GivenError, Labels, Taints};
 pub use start::{Config, Error, Handle, start};
 pub use tls::{Certificates, NodeTls};

@@ -41,23 +41,33 @@ pub(crate) struct Pods {
     context: Arc<Context>,
     workers: HashMap<String, watch::Sender<Arc<Pod>>>,
     tasks: TaskTracker,
-    stop: CancellationToken,
-    /// How long containers may take to end when the process does.
-    grace: Duration,
+    end: End,
     /// The uids of a list that is being read, if one is.
     listed: Option<HashSet<String>>,
     /// Told once, when the pods of the API are all known.
     synced: watch::Sender<bool>,
 }
 
+/// How pods end with the process. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct End {
+    /// The node goes away for good: pods fail, the API hears of it, and nothing new is begun. Bounded by `stop`.
+    pub(crate) leaving: CancellationToken,
+    /// How long containers may take then.
+    pub(crate) leaving_grace: Duration,
+    /// The process ends: containers are stopped and nothing is written, so that the next process finds the pods as they were.
+    pub(crate) stop: CancellationToken,
+    /// How long containers may take then.
+    pub(crate) grace: Duration,
+}
+
 impl Pods {
-    pub(crate) fn new(context: Arc<Context>, stop: CancellationToken, grace: Duration) -> Pods {
+    pub(crate) fn new(context: Arc<Context>, end: End) -> Pods {
         Pods {
             context,
             workers: HashMap::new(),
             tasks: TaskTracker::new(),
-            stop,
-            grace,
+            end,
             listed: None,
             synced: watch::Sender::new(false),
         }
@@ -68,7 +78,7 @@ impl Pods {
         self.synced.subscribe()
     }
 
-    /// Until the token is cancelled and every worker has stopped its containers.
+    /// Until one of the tokens is cancelled and every worker is done with its pod.
     pub(crate) async fn run(mut self) {
         let api: Api<Pod> = Api::all(self.context.client.clone());
         let config =
@@ -79,10 +89,17 @@ impl Pods {
             })
             .default_backoff();
         let mut watch = std::pin::pin!(watch);
+        let (leaving, tasks) = (self.end.leaving.clone(), self.tasks.clone());
+        let mut left = std::pin::pin!(async move {
+            leaving.cancelled_owned().await;
+            tasks.close();
+            tasks.wait().await;
+        });
         loop {
             let event = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => break,
+                () = self.end.stop.cancelled() => break,
+                () = &mut left => break,
                 event = watch.try_next() => event,
             };
             match event {
@@ -145,13 +162,7 @@ impl Pods {
         let pod = Arc::new(pod);
         let (sender, receiver) = watch::channel(Arc::clone(&pod));
         self.workers.insert(uid, sender);
-        let work = worker::run(
-            Arc::clone(&self.context),
-            pod,
-            receiver,
-            self.stop.clone(),
-            self.grace,
-        );
+        let work = worker::run(Arc::clone(&self.context), pod, receiver, self.end.clone());
         self.tasks.spawn(Box::pin(work));
     }
 

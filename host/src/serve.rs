@@ -1,7 +1,6 @@
 //! The node's own endpoint, for the API server: health, metrics and container logs over mutual TLS. Changes nothing.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,13 +17,13 @@ use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use rustls::ServerConfig;
 use serde::Deserialize;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::network::Network;
+use crate::network::Io;
 use crate::pods::known::{Error, Known, LogFile};
 use crate::pods::logs::{Options, Progress, Reader};
 use crate::tls::Peer;
@@ -37,16 +36,16 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A follower looks again after this long even if nobody told it to.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Accepts until `stop`, then lets answers that are not endless finish.
+/// Accepts connections, and takes those that come over `linked`, until `stop`; then lets answers that are not endless finish.
 pub(crate) async fn run(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     known: Known,
-    network: Arc<Network>,
+    mut linked: mpsc::Receiver<Box<dyn Io>>,
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let app = router(known, network);
+    let app = router(known);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let tasks = TaskTracker::new();
     loop {
@@ -55,10 +54,13 @@ pub(crate) async fn run(
             () = stop.cancelled() => break,
             slot = Arc::clone(&slots).acquire_owned() => slot,
         };
-        let accepted = tokio::select! {
+        let accepted: std::io::Result<(Box<dyn Io>, String)> = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            Some(io) = linked.recv() => Ok((io, "a link".to_owned())),
+            accepted = listener.accept() => {
+                accepted.map(|(stream, peer)| (Box::new(stream) as _, peer.to_string()))
+            }
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -80,8 +82,8 @@ pub(crate) async fn run(
 }
 
 async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: Box<dyn Io>,
+    peer: String,
     acceptor: TlsAcceptor,
     app: Router,
     stop: CancellationToken,
@@ -116,20 +118,11 @@ async fn serve(
     }
 }
 
-/// What this node's workloads say to whom, for the API server to join with the other nodes'.
-async fn graph(State(network): State<Arc<Network>>) -> Response {
-    let json = [(header::CONTENT_TYPE, "application/json")];
-    (json, network.graph().to_string()).into_response()
-}
-
-fn router(known: Known, network: Arc<Network>) -> Router {
+fn router(known: Known) -> Router {
     let not_yet = |what: &'static str| any(move || async move { not_yet(what) });
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/metrics", get(metrics::metrics))
-        .with_state((known.clone(), Arc::clone(&network)))
-        .route("/graph", get(graph))
-        .with_state(network)
         .route(
             "/containerLogs/{namespace}/{pod}/{container}",
             get(container_logs),

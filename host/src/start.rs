@@ -8,24 +8,26 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Service, Taint};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use types::well_known::{ANNOTATION_TUNNEL, TUNNEL_RELAY};
 
 use crate::images::{Images, OpenError};
+use crate::link::{self, Links};
 use crate::network::{self, Listening, Network};
 use crate::node::annotations::Annotations;
 use crate::node::status::Stage;
 use crate::node::{self, Identity, Keeper};
-use crate::pods::Pods;
 use crate::pods::context::{Context, Parts};
 use crate::pods::events;
 use crate::pods::known::Known;
 use crate::pods::logs::{Logs, WriterThread};
+use crate::pods::{self, Pods};
 use crate::runtime::{self, Runtime};
 use crate::serve;
 use crate::tls::{self, Certificates};
@@ -41,8 +43,13 @@ pub struct Config {
     pub tls: Arc<Certificates>,
     /// Where NodePort and LoadBalancer Services listen.
     pub service_address: IpAddr,
-    /// Where the API server reaches this node's endpoint; the port is picked when it is 0.
+    /// Where this node's endpoint listens; the port is picked when it is 0.
     pub endpoint: SocketAddr,
+    /// The node's address for others (`InternalIP`); by default where the endpoint listens.
+    pub address: Option<IpAddr>,
+    /// Given to the Node when it is registered.
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
     /// (from, to) as `images/mirror.rs` describes; the first entry for a name counts.
     pub mirrors: Vec<(String, String)>,
     /// Images that came with the program: (name, bytes); a name without tag means every tag.
@@ -54,8 +61,14 @@ pub struct Config {
     pub cluster_cidr: Ipv4Net,
     pub service_cidr: Ipv4Net,
     pub dns: network::DnsConfig,
-    /// What is told of requests, beside metrics.
-    pub observe: network::observe::Config,
+    /// The node is not ready before this is true: `tls` has no certificate for the endpoint yet.
+    pub serving: Option<watch::Receiver<bool>>,
+    /// How pods of other nodes and of this one reach each other; `None` where there are no others.
+    pub tunnel: Option<network::TunnelConfig>,
+    /// Links to the API servers, when nobody can dial this node.
+    pub links: Option<Arc<Links>>,
+    /// How long pods have to end when the node leaves ([`Handle::leave`]).
+    pub shutdown_grace: Duration,
 }
 
 /// Why a node cannot start.
@@ -87,9 +100,14 @@ pub enum Error {
 pub struct Handle {
     network: Arc<Network>,
     endpoint: SocketAddr,
+    pod_cidr: Ipv4Net,
     node_name: String,
     registered: watch::Receiver<bool>,
     stage: watch::Sender<Stage>,
+    told: watch::Receiver<Option<Stage>>,
+    /// Ends pods for good.
+    leaving: CancellationToken,
+    leaving_grace: Duration,
     synced: watch::Receiver<bool>,
     /// Ends pods, registration and everything else, in two steps.
     stop_pods: CancellationToken,
@@ -99,6 +117,12 @@ pub struct Handle {
     _logs: WriterThread,
 }
 
+/// For the API to hear that the node goes, and again for the last words about its pods.
+const TELL: Duration = Duration::from_secs(3);
+/// For what is in flight when the pods are gone.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Streams over links that wait to be taken.
+const LINKED: usize = 64;
 /// Longest that containers are given when the process ends; their own grace may be shorter.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -118,6 +142,9 @@ impl Config {
             tls,
             service_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             endpoint: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            address: None,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
             mirrors: Vec::new(),
             bundled: Vec::new(),
             max_pods: 5_000,
@@ -125,7 +152,10 @@ impl Config {
             cluster_cidr: network.cluster_cidr,
             service_cidr: network.service_cidr,
             dns: network.dns,
-            observe: network.observe,
+            serving: None,
+            tunnel: None,
+            links: None,
+            shutdown_grace: Duration::from_secs(30),
         }
     }
 }
@@ -170,22 +200,25 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     let machine = node::machine::describe(&config.data_dir);
     let identity = Identity {
         name: config.node_name.clone(),
-        address: endpoint.ip().to_string(),
+        address: config.address.unwrap_or(endpoint.ip()).to_string(),
         port: endpoint.port(),
         pod_cidr: config.pod_cidr.map(|cidr| cidr.to_string()),
         max_pods: config.max_pods,
-        labels: BTreeMap::new(),
-        taints: Vec::new(),
+        labels: config.labels.clone(),
+        taints: config.taints.clone(),
         machine,
     };
     let (stop_pods, stop) = (CancellationToken::new(), CancellationToken::new());
     let (pod_tasks, tasks) = (TaskTracker::new(), TaskTracker::new());
     let annotations = Annotations::default();
     let (registered, registered_seen) = watch::channel(false);
-    let (stage, stage_seen) = watch::channel(match config.pod_cidr {
-        Some(_) => Stage::Running,
-        None => Stage::Starting,
+    let complete = config.pod_cidr.is_some() && config.serving.is_none();
+    let (stage, stage_seen) = watch::channel(if complete {
+        Stage::Running
+    } else {
+        Stage::Starting
     });
+    let (told, told_seen) = watch::channel(None);
     let keeper = Keeper {
         client: config.client.clone(),
         data_dir: config.data_dir.clone(),
@@ -193,7 +226,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         annotations: annotations.clone(),
         stage: stage_seen,
         registered,
-        told: watch::Sender::new(None),
+        told,
         identity: identity.clone(),
     };
     // A start that fails, or is given up, leaves nobody behind who says that there is a node.
@@ -204,15 +237,36 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         None => node::registration::pod_cidr(&config.client, &config.node_name).await?,
     };
     let network = network(&config, pod_cidr, annotations)?;
+    if let Some(serving) = &config.serving {
+        // A sender that is gone: nobody asks for the certificate any longer, because the process ends.
+        let _ = serving.clone().wait_for(|serving| *serving).await;
+    }
     stage.send_replace(Stage::Running);
     let (recorder, writer) = events::channel(config.client.clone(), config.node_name.clone());
     tasks.spawn(writer.run(stop.clone()));
     let known = Known::default();
+    let (endpoint_door, linked) = mpsc::channel(LINKED);
+    if let Some(links) = &config.links {
+        let (tunnel_door, mut tunnelled) = mpsc::channel(LINKED);
+        let doors = link::Doors {
+            endpoint: endpoint_door,
+            tunnel: tunnel_door,
+        };
+        let kept = Arc::clone(links).keep(doors);
+        tasks.spawn(stop.clone().run_until_cancelled_owned(kept));
+        let network = Arc::clone(&network);
+        let accept = async move {
+            while let Some(io) = tunnelled.recv().await {
+                network.accept_tunnel(io, "a link");
+            }
+        };
+        tasks.spawn(stop.clone().run_until_cancelled_owned(accept));
+    }
     tasks.spawn(serve::run(
         listener,
         tls,
         known.clone(),
-        Arc::clone(&network),
+        linked,
         stop.clone(),
     ));
     let context = Context::new(Parts {
@@ -229,16 +283,27 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         services: services(&config.client, &tasks, stop.clone()),
         client: config.client,
     });
-    let pods = Pods::new(Arc::new(context), stop_pods.clone(), GRACE);
+    let leaving = CancellationToken::new();
+    let end = pods::End {
+        leaving: leaving.clone(),
+        leaving_grace: config.shutdown_grace,
+        stop: stop_pods.clone(),
+        grace: GRACE,
+    };
+    let pods = Pods::new(Arc::new(context), end);
     let synced = pods.synced();
     pod_tasks.spawn(pods.run());
     given_up.disarm();
     Ok(Handle {
         network,
         endpoint,
+        pod_cidr,
         node_name: config.node_name,
         registered: registered_seen,
         stage,
+        told: told_seen,
+        leaving,
+        leaving_grace: config.shutdown_grace,
         synced,
         stop_pods,
         stop,
@@ -255,14 +320,14 @@ fn network(
 ) -> Result<Arc<Network>, Error> {
     let network = Network::new(network::Config {
         node_name: config.node_name.clone(),
-        annotations,
+        annotations: annotations.clone(),
+        tunnel: config.tunnel.clone(),
         pod_cidr,
         cluster_cidr: config.cluster_cidr,
         service_cidr: config.service_cidr,
         service_address: config.service_address,
         cluster_ca: config.tls.authority().to_vec(),
         dns: config.dns.clone(),
-        observe: config.observe.clone(),
         ..network::Config::default()
     })
     .map_err(Error::Network)?;
@@ -272,6 +337,15 @@ fn network(
     for address in network.serve_dns().map_err(Error::Network)? {
         tracing::info!(%address, "Answering DNS");
     }
+    let tunnel = match network.tunnel_address() {
+        _ if config.links.is_some() => Some(TUNNEL_RELAY.to_owned()),
+        Some(listens) => {
+            let address = config.address.unwrap_or(listens.ip());
+            Some(SocketAddr::new(address, listens.port()).to_string())
+        }
+        None => None,
+    };
+    annotations.set(ANNOTATION_TUNNEL, tunnel);
     Ok(Arc::new(network))
 }
 
@@ -327,6 +401,11 @@ impl Handle {
         &self.node_name
     }
 
+    /// Addresses of this node's pods.
+    pub fn pod_cidr(&self) -> Ipv4Net {
+        self.pod_cidr
+    }
+
     /// Where the node endpoint listens.
     pub fn endpoint(&self) -> SocketAddr {
         self.endpoint
@@ -348,6 +427,31 @@ impl Handle {
     /// As [`Handle::listeners`], to wait for changes.
     pub fn watch_listeners(&self) -> watch::Receiver<Arc<Vec<Listening>>> {
         self.network.watch_listeners()
+    }
+
+    /// Graceful shutdown of a node that goes away: the API is told first, then the pods end within the configured grace and
+    /// the API hears how; the network serves until they have. With a grace of zero it is [`Handle::shutdown`].
+    pub async fn leave(self) {
+        let grace = self.leaving_grace;
+        if grace.is_zero() {
+            return self.shutdown(DRAIN).await;
+        }
+        self.stage.send_replace(Stage::ShuttingDown);
+        let mut told = self.told.clone();
+        let told = told.wait_for(|told| *told == Some(Stage::ShuttingDown));
+        // Without an API server the pods end all the same.
+        if tokio::time::timeout(TELL, told).await.is_err() {
+            tracing::warn!("No API server heard in time that this node is shutting down");
+        }
+        self.leaving.cancel();
+        self.pods.close();
+        if tokio::time::timeout(grace + TELL, self.pods.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("Some pods did not end in time, or the API could not be told");
+        }
+        self.shutdown(DRAIN).await;
     }
 
     /// Stops listeners and containers within `grace`, then everything else. The API keeps saying that the pods run: the

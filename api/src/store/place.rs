@@ -15,7 +15,7 @@ pub enum Place {
     /// `sqlite:PATH`
     Sqlite(PathBuf),
     /// `postgres://…`
-    Postgres(Box<Address>),
+    Postgres(Address),
 }
 
 /// A place that is none.
@@ -37,9 +37,7 @@ impl FromStr for Place {
         match text.split_once(':') {
             Some(("sqlite", "" | "//")) => Err(Error::Path),
             Some(("sqlite", path)) => Ok(Self::Sqlite(path.trim_start_matches("//").into())),
-            Some(("postgres" | "postgresql", _)) => {
-                Ok(Self::Postgres(Box::new(Address::parse(text)?)))
-            }
+            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(Address::parse(text)?)),
             _ => Err(Error::Unknown),
         }
     }

@@ -23,6 +23,13 @@ pub const TUNNEL_RELAY: &str = "relay";
 /// The tunnel's usual port (HBONE's).
 pub const TUNNEL_PORT: u16 = 15_008;
 
+/// Where a node keeps its link to an API server and asks to be connected to another's: `…NAME/link`, `…NAME/connect`, as an
+/// upgrade to this protocol; and the two ends of streams over a link.
+pub const LINK_PATH: &str = "/coracle/v1/nodes/";
+pub const LINK_PROTOCOL: &str = "coracle-link";
+pub const LINK_ENDPOINT: &str = "endpoint";
+pub const LINK_TUNNEL: &str = "tunnel";
+
 pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 pub const LABEL_REGION: &str = "topology.kubernetes.io/region";
 pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";

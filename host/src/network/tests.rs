@@ -3,7 +3,6 @@
 mod api;
 mod calls;
 mod dns;
-mod observe;
 mod rim;
 mod sockets;
 mod tls;

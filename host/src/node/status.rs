@@ -181,7 +181,7 @@ fn own_conditions(
             "Ready",
             "False",
             "KubeletNotReady",
-            "container runtime network not ready: the node waits for its podCIDR",
+            "container runtime network not ready: the node waits for its podCIDR or for its certificate",
         ),
         Stage::ShuttingDown => {
             condition("Ready", "False", "KubeletNotReady", "node is shutting down")

@@ -183,6 +183,11 @@ pub(crate) enum Event {
     Replaced(usize),
     /// The pod cannot or may not go on: refused, evicted.
     Fail(Failure),
+    /// The node is shutting down: as a failure, but no longer than `grace`.
+    Leave {
+        failure: Failure,
+        grace: Duration,
+    },
     DeleteRequested {
         grace: Duration,
     },
@@ -362,6 +367,12 @@ impl State {
                     self.failure = Some(failure);
                     self.stop(self.rules.grace, now, effects);
                 }
+            }
+            Event::Leave { failure, grace } => {
+                if !self.is_ended() && self.failure.is_none() {
+                    self.failure = Some(failure);
+                }
+                self.stop(grace.min(self.rules.grace), now, effects);
             }
             Event::DeleteRequested { grace } => {
                 if self.deletion == Deletion::No {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 
 use super::context::Context;
+use super::status::{BY_KUBELET, DISRUPTION};
 
 const WRITE: Duration = Duration::from_secs(15);
 
@@ -27,6 +28,12 @@ pub(super) enum Error {
     Api(String),
 }
 
+/// A disruption is this node's to tell only when its shutting down is the cause; otherwise others do.
+fn is_written(condition: &PodCondition) -> bool {
+    is_own(&condition.type_)
+        || condition.type_ == DISRUPTION && condition.reason.as_deref() == Some(BY_KUBELET)
+}
+
 pub(super) fn is_own(condition: &str) -> bool {
     OWN.contains(&condition)
 }
@@ -45,7 +52,7 @@ pub(super) fn of_others(status: PodStatus) -> PodStatus {
 pub(super) async fn status(context: &Context, pod: &Pod, status: &PodStatus) -> Result<(), Error> {
     let mut own = status.clone();
     if let Some(conditions) = &mut own.conditions {
-        conditions.retain(|condition| is_own(&condition.type_));
+        conditions.retain(is_written);
     }
     let patch = serde_json::json!({"metadata": {"uid": pod.metadata.uid}, "status": own});
     // The semaphore is never closed.

@@ -8,7 +8,9 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use types::condition;
 
-use super::lifecycle::{Container, Deletion, Exit, Memory, Phase, Role, Stage, State, Trouble};
+use super::lifecycle::{
+    Container, Deletion, Exit, Failure, Memory, Phase, Role, Stage, State, Trouble,
+};
 
 mod qos;
 
@@ -24,6 +26,11 @@ pub(crate) struct Facts {
     /// Why the pod is refused by this node: it will fail in a while.
     pub(crate) refusal: Option<String>,
 }
+
+/// The failure of a pod whose node shuts down, and the condition that goes with it.
+pub(crate) const TERMINATED: &str = "Terminated";
+pub(crate) const DISRUPTION: &str = "DisruptionTarget";
+pub(crate) const BY_KUBELET: &str = "TerminationByKubelet";
 
 /// An image that failed to pull shows why for this long; then that it is being waited for.
 pub(crate) const SHOW_PULL_ERROR: jiff::SignedDuration = jiff::SignedDuration::from_secs(3);
@@ -58,6 +65,11 @@ pub(crate) fn status(
     for condition in own_conditions(pod, state, init, main, facts, &conditions, now) {
         condition::set(&mut conditions, condition);
     }
+    if let Some(failure) = &state.failure
+        && failure.reason == TERMINATED
+    {
+        condition::set(&mut conditions, disrupted(failure, now));
+    }
     let phase = phase(state);
     PodStatus {
         conditions: Some(conditions),
@@ -79,6 +91,18 @@ pub(crate) fn status(
         start_time: Some(Time(whole_second(state.started_at))),
         observed_generation: pod.metadata.generation,
         ..PodStatus::default()
+    }
+}
+
+/// The node goes away, and with it the pod.
+fn disrupted(failure: &Failure, now: Timestamp) -> PodCondition {
+    PodCondition {
+        type_: DISRUPTION.to_owned(),
+        status: "True".to_owned(),
+        reason: Some(BY_KUBELET.to_owned()),
+        message: Some(failure.message.clone()),
+        last_transition_time: Some(Time(whole_second(now))),
+        ..PodCondition::default()
     }
 }
 

@@ -18,8 +18,8 @@ use futures::stream::{AbortHandle, FuturesUnordered};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
+use super::End;
 use super::context::{Context, now};
 use super::events::Severity;
 use super::known::Record;
@@ -99,26 +99,33 @@ enum Outcome {
     Nothing,
 }
 
-/// Runs until the pod is gone from the API, or until `stop`: then its containers are stopped within `grace` and nothing is
-/// written, so that the next process finds the pod as it was.
+/// Runs until the pod is gone from the API, or until the node leaves and the API knows how the pod ended, or until the
+/// process stops.
 pub(super) async fn run(
     context: Arc<Context>,
     pod: Arc<Pod>,
     mut updates: watch::Receiver<Arc<Pod>>,
-    stop: CancellationToken,
-    grace: Duration,
+    end: End,
 ) {
     let mut worker = Worker::new(context, pod);
     let mut gone = false;
+    let mut leaving = false;
     worker.begin();
     while !(gone && worker.state().is_over()) {
         worker.publish();
+        if leaving && worker.is_done() {
+            return;
+        }
         let alarm = worker.alarm();
         tokio::select! {
             biased;
-            () = stop.cancelled() => {
-                worker.stop_all(grace).await;
+            () = end.stop.cancelled() => {
+                worker.stop_all(end.grace).await;
                 return;
+            }
+            () = end.leaving.cancelled(), if !leaving => {
+                leaving = true;
+                worker.leave(end.leaving_grace);
             }
             changed = updates.changed(), if !gone => match changed {
                 Ok(()) => {
@@ -520,13 +527,7 @@ impl Worker {
         }
         self.dirty = None;
         // A pod that is over and being deleted disappears in a moment; only who holds it by a finalizer sees how it ended.
-        let held = self
-            .pod
-            .metadata
-            .finalizers
-            .as_ref()
-            .is_some_and(|finalizers| !finalizers.is_empty());
-        if deletion == Deletion::Requested && self.state().is_ended() && !held {
+        if deletion == Deletion::Requested && self.state().is_ended() && !self.is_held() {
             return;
         }
         let status = status::status(&self.pod, self.state(), &self.facts, &self.published, now);

@@ -8,9 +8,10 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::Worker;
 use crate::pods::context::now;
-use crate::pods::lifecycle::{self, Event};
-use crate::pods::publish;
+use crate::pods::events::Severity;
+use crate::pods::lifecycle::{self, Deletion, Event, Failure};
 use crate::pods::start::container;
+use crate::pods::{publish, status};
 
 /// How long the pod still has, when it is being deleted.
 pub(super) fn deletion_grace(pod: &Pod, now: Timestamp) -> Option<Duration> {
@@ -21,7 +22,46 @@ pub(super) fn deletion_grace(pod: &Pod, now: Timestamp) -> Option<Duration> {
     Some(whole.min(left.saturating_add(Duration::from_secs(1))))
 }
 
+/// Upstream's words for what a node that shuts down does to pods, and refuses.
+const TERMINATED: [&str; 2] = [
+    status::TERMINATED,
+    "Pod was terminated in response to imminent node shutdown.",
+];
+const REJECTED: [&str; 2] = [
+    "NodeShutdown",
+    "Pod was rejected as the node is shutting down.",
+];
+
 impl Worker {
+    /// The node shuts down.
+    pub(super) fn leave(&mut self, grace: Duration) {
+        let begun = self.published.start_time.is_some() || self.state().initialized;
+        let [reason, message] = if begun { TERMINATED } else { REJECTED };
+        if !self.state().is_ended() {
+            self.teller
+                .pod(Severity::Normal, reason, message.to_owned());
+        }
+        let failure = Failure {
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        };
+        self.step(Event::Leave { failure, grace });
+    }
+
+    /// The pod is over, and the API knows.
+    pub(super) fn is_done(&self) -> bool {
+        let told = self.dirty.is_none() && !self.publishing && self.retry_at.is_none();
+        // What is deleted is told by its removal, unless somebody holds it.
+        let removed = self.state().deletion != Deletion::Requested || self.is_held();
+        self.state().is_over() && told && removed
+    }
+
+    /// Deleted, the object stays until somebody takes his finalizer away.
+    pub(super) fn is_held(&self) -> bool {
+        let finalizers = self.pod.metadata.finalizers.as_ref();
+        finalizers.is_some_and(|finalizers| !finalizers.is_empty())
+    }
+
     pub(super) fn update(&mut self, pod: Arc<Pod>) {
         let old = std::mem::replace(&mut self.pod, pod);
         let deletion = |pod: &Pod| {

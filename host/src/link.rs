@@ -1,0 +1,240 @@
+//! Reaching what cannot be dialled, through the API servers: a node behind NAT keeps a link to each server, and every node
+//! may ask a server to be connected to such a node. Carries bytes; what runs inside has its own TLS.
+//!
+//! ```text
+//! keep   this node ══ Upgrade to coracle-link ══► each API server, which opens HTTP/2 streams backwards:
+//!                     "endpoint" ─► serve (as if accepted there)     "tunnel" ─► the tunnel's server
+//! dial   this node ══ Upgrade …/nodes/OTHER/connect ══► a server that holds OTHER's link
+//! ```
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rand::RngExt as _;
+use rustls::ClientConfig;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use types::well_known::{LINK_ENDPOINT, LINK_PATH, LINK_PROTOCOL, LINK_TUNNEL};
+
+use crate::network::{Dial, Io};
+use crate::servers::{Address, SERVER_NAME, Servers, chain, secure};
+use crate::tls::{self, Certificates};
+
+/// Links to servers, and streams through them.
+pub struct Links {
+    servers: Servers,
+    tls: Arc<ClientConfig>,
+    node_name: String,
+}
+
+/// Where streams go that servers open backwards.
+#[derive(Clone)]
+pub(crate) struct Doors {
+    pub(crate) endpoint: mpsc::Sender<Box<dyn Io>>,
+    pub(crate) tunnel: mpsc::Sender<Box<dyn Io>>,
+}
+
+/// For a server to answer an upgrade; for a stream to be taken by its door.
+const ANSWER: Duration = Duration::from_secs(15);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const STREAMS: u32 = 1_024;
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Between attempts to link, at first and at most; and how long a link must have lived to begin anew.
+const AGAIN: Duration = Duration::from_millis(500);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(15);
+const LIVED: Duration = Duration::from_secs(30);
+/// As much of a server's refusal as is read.
+const MAX_ERROR: usize = 16 * 1024;
+
+// === impl Links ===
+
+impl Links {
+    pub fn new(
+        servers: Servers,
+        certificates: &Certificates,
+        node_name: String,
+    ) -> Result<Self, tls::Error> {
+        let mut tls = certificates.client_config(&[b"http/1.1"])?;
+        // A resumed session would go on with a certificate that has been replaced.
+        tls.resumption = rustls::client::Resumption::disabled();
+        Ok(Self {
+            servers,
+            tls: Arc::new(tls),
+            node_name,
+        })
+    }
+
+    /// One link to every server that is known, for as long as it is polled.
+    pub(crate) async fn keep(self: Arc<Self>, doors: Doors) {
+        let mut addresses = self.servers.addresses();
+        let mut tasks = JoinSet::new();
+        let mut kept: HashMap<Address, AbortHandle> = HashMap::new();
+        loop {
+            let all = Arc::clone(&addresses.borrow_and_update());
+            kept.retain(|address, task| {
+                let stays = all.contains(address);
+                if !stays {
+                    task.abort();
+                }
+                stays
+            });
+            for address in all.iter() {
+                if !kept.contains_key(address) {
+                    let (links, doors) = (Arc::clone(&self), doors.clone());
+                    let at = address.clone();
+                    let task = tasks.spawn(async move { links.keep_one(&at, &doors).await });
+                    kept.insert(address.clone(), task);
+                }
+            }
+            tokio::select! {
+                changed = addresses.changed() => if changed.is_err() {
+                    return;
+                },
+                // Tasks end only when they are aborted.
+                Some(_) = tasks.join_next() => {}
+            }
+        }
+    }
+
+    async fn keep_one(&self, server: &Address, doors: &Doors) {
+        let path = format!("{LINK_PATH}{}/link", self.node_name);
+        let mut again = AGAIN;
+        loop {
+            match self.upgrade(server, &path).await {
+                Ok(io) => {
+                    tracing::info!(%server, "Keeps a link to an API server");
+                    let begun = Instant::now();
+                    if let Err(error) = answer(io, doors).await {
+                        tracing::info!(%server, error = %chain(&error), "The link to an API server broke");
+                    }
+                    if begun.elapsed() > LIVED {
+                        again = AGAIN;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%server, %error, "Failed to link to an API server")
+                }
+            }
+            let jitter = rand::rng().random_range(0.5..1.0);
+            sleep(again.mul_f64(jitter)).await;
+            again = (again * 2).min(AGAIN_AT_MOST);
+        }
+    }
+
+    /// An HTTP/1.1 connection of its own that becomes a stream of bytes.
+    async fn upgrade(&self, server: &Address, path: &str) -> io::Result<Upgraded> {
+        let stream = secure(server, &self.tls).await.map_err(io::Error::other)?;
+        let asking = async {
+            let io = TokioIo::new(stream);
+            let (mut sender, connection) = http1::handshake(io).await.map_err(io::Error::other)?;
+            // Ends with the stream it became.
+            tokio::spawn(connection.with_upgrades());
+            let request = Request::get(path)
+                .header(header::HOST, SERVER_NAME)
+                .header(header::CONNECTION, "Upgrade")
+                .header(header::UPGRADE, LINK_PROTOCOL)
+                .body(Empty::<Bytes>::new())
+                .map_err(io::Error::other)?;
+            let response = sender.send_request(request).await;
+            let response = response.map_err(io::Error::other)?;
+            if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                return Err(refusal(response).await);
+            }
+            let upgraded = hyper::upgrade::on(response).await;
+            upgraded.map_err(io::Error::other)
+        };
+        match timeout(ANSWER, asking).await {
+            Ok(upgraded) => upgraded,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+#[async_trait]
+impl Dial for Links {
+    /// The first server that holds a link of `node` connects to it.
+    async fn dial(&self, node: &str) -> io::Result<Box<dyn Io>> {
+        let path = format!("{LINK_PATH}{node}/connect");
+        let mut refusals = Vec::new();
+        for server in self.servers.order(None) {
+            match self.upgrade(&server, &path).await {
+                Ok(io) => return Ok(Box::new(TokioIo::new(io))),
+                Err(error) => refusals.push(format!("{server}: {error}")),
+            }
+        }
+        Err(io::Error::other(refusals.join("; ")))
+    }
+}
+
+async fn refusal(response: Response<Incoming>) -> io::Error {
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ERROR)
+        .collect()
+        .await;
+    let bytes = body.map(|body| body.to_bytes()).unwrap_or_default();
+    let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let message = value["message"].as_str().unwrap_or_default();
+    io::Error::other(format!("it answered {status}: {message}"))
+}
+
+/// Serves the streams a server opens over a link, until the link ends.
+async fn answer(io: Upgraded, doors: &Doors) -> Result<(), hyper::Error> {
+    let doors = doors.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let doors = doors.clone();
+        async move { Ok::<_, std::convert::Infallible>(open(request, &doors)) }
+    });
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    builder.serve_connection(io, service).await
+}
+
+fn open(request: Request<Incoming>, doors: &Doors) -> Response<Empty<Bytes>> {
+    let status = |status: StatusCode| {
+        let mut response = Response::new(Empty::new());
+        *response.status_mut() = status;
+        response
+    };
+    let door = match request.uri().host() {
+        Some(LINK_ENDPOINT) => &doors.endpoint,
+        Some(LINK_TUNNEL) => &doors.tunnel,
+        _ => return status(StatusCode::NOT_FOUND),
+    };
+    if request.method() != Method::CONNECT {
+        return status(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    let Ok(place) = door.clone().try_reserve_owned() else {
+        return status(StatusCode::SERVICE_UNAVAILABLE);
+    };
+    // The stream is there once this answer has been sent.
+    tokio::spawn(async move {
+        match timeout(ANSWER, hyper::upgrade::on(request)).await {
+            Ok(Ok(io)) => {
+                place.send(Box::new(TokioIo::new(io)));
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "A stream over a link did not begin"),
+            Err(_) => tracing::debug!("A stream over a link did not begin in time"),
+        }
+    });
+    status(StatusCode::OK)
+}

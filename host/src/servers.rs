@@ -1,0 +1,341 @@
+//! The API servers of the cluster, and a client that speaks to whichever of them answers. Knows no kinds but where servers
+//! are listed ([`learn`]).
+//!
+//! One HTTP/2 connection to one server carries everything, and stays with it as long as it lives. A peer that is silent is
+//! asked every few seconds whether it is there; when it is not, its connection ends, and with it every watch: the next
+//! request dials, the others first. A request that surely reached nobody is sent again, and so is a read.
+
+mod address;
+mod connection;
+pub(crate) mod learn;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderValue, Method, Request, Response, Uri, header};
+use hyper::body::Incoming;
+use kube::client::Body;
+use rustls::ClientConfig;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+use types::well_known::NAMESPACE_DEFAULT;
+
+pub use address::{Address, AddressError};
+use connection::Connection;
+pub(crate) use connection::{SERVER_NAME, secure};
+
+/// A request is tried on so many connections.
+const ATTEMPTS: usize = 4;
+/// After nobody answered, for so long nobody is asked again: whoever waited for the same answer gets it.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// Cheap to clone: all clones share the list and the connection.
+#[derive(Clone)]
+pub struct Servers(Arc<Shared>);
+
+struct Shared {
+    /// What was given, in that order.
+    given: Vec<Address>,
+    /// Given and learnt, without doubles.
+    all: watch::Sender<Arc<Vec<Address>>>,
+    tls: Arc<ClientConfig>,
+    authorization: Option<HeaderValue>,
+    live: Mutex<Live>,
+    /// The server of the present connection, or of the last one.
+    current: RwLock<Option<Address>>,
+}
+
+#[derive(Default)]
+struct Live {
+    connection: Option<Connection>,
+    /// Counts connections.
+    number: u64,
+    refused: Option<(Instant, Arc<str>)>,
+}
+
+/// A request that nobody answered.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no API server can be reached: {0}")]
+    Unreachable(Arc<str>),
+    #[error("the connection to API server {server} broke: {reason}")]
+    Broken { server: Address, reason: String },
+    #[error("{0}")]
+    Request(String),
+}
+
+// === impl Servers ===
+
+impl Servers {
+    /// `tls` verifies servers as `kubernetes.default.svc`, whatever address they are dialled at, and offers h2 first.
+    pub fn new(given: Vec<Address>, learnt: Vec<Address>, tls: Arc<ClientConfig>) -> Self {
+        Self::make(given, learnt, tls, None)
+    }
+
+    /// As a user who is known by a token.
+    pub(crate) fn with_token(given: Vec<Address>, tls: Arc<ClientConfig>, token: &str) -> Self {
+        let bearer = HeaderValue::from_str(&format!("Bearer {token}")).ok();
+        let bearer = bearer.map(|mut bearer| {
+            bearer.set_sensitive(true);
+            bearer
+        });
+        Self::make(given, Vec::new(), tls, bearer)
+    }
+
+    fn make(
+        given: Vec<Address>,
+        learnt: Vec<Address>,
+        tls: Arc<ClientConfig>,
+        authorization: Option<HeaderValue>,
+    ) -> Self {
+        let all = union(&given, &learnt);
+        Self(Arc::new(Shared {
+            given,
+            all: watch::Sender::new(Arc::new(all)),
+            tls,
+            authorization,
+            live: Mutex::default(),
+            current: RwLock::new(None),
+        }))
+    }
+
+    /// A Kubernetes client whose requests go to whichever server answers.
+    pub fn client(&self) -> kube::Client {
+        kube::Client::new(self.clone(), NAMESPACE_DEFAULT)
+    }
+
+    /// All servers that are known, and whenever that changes.
+    pub(crate) fn addresses(&self) -> watch::Receiver<Arc<Vec<Address>>> {
+        self.0.all.subscribe()
+    }
+
+    pub(crate) fn given(&self) -> &[Address] {
+        &self.0.given
+    }
+
+    /// Servers the API lists beside those that were given.
+    pub(crate) fn learn(&self, learnt: &[Address]) {
+        let all = union(&self.0.given, learnt);
+        self.0.all.send_if_modified(|known| {
+            let changed = **known != all;
+            if changed {
+                *known = Arc::new(all);
+            }
+            changed
+        });
+    }
+
+    /// New requests make a new connection, with the certificate of that moment; what is under way is finished on the old one.
+    pub(crate) async fn reconnect(&self) {
+        self.0.live.lock().await.connection = None;
+    }
+
+    /// The server of the last connection.
+    pub(crate) fn current(&self) -> Option<Address> {
+        let current = self.0.current.read();
+        current.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The present connection, or a new one; never the one with the number `broken`.
+    async fn connection(&self, broken: Option<u64>) -> Result<Connection, Error> {
+        let mut live = self.0.live.lock().await;
+        if let Some(connection) = &live.connection {
+            if connection.is_open() && Some(connection.number) != broken {
+                return Ok(connection.clone());
+            }
+        }
+        if let Some((at, why)) = &live.refused
+            && at.elapsed() < PAUSE
+        {
+            return Err(Error::Unreachable(Arc::clone(why)));
+        }
+        let lost = live.connection.take().map(|connection| connection.server);
+        live.number += 1;
+        let number = live.number;
+        let mut refusals = Vec::new();
+        for server in self.order(lost.as_ref()) {
+            match connection::open(&server, &self.0.tls, number).await {
+                Ok(connection) => {
+                    self.note(&server);
+                    live.refused = None;
+                    live.connection = Some(connection.clone());
+                    return Ok(connection);
+                }
+                Err(error) => refusals.push(format!("{server}: {error}")),
+            }
+        }
+        let why: Arc<str> = refusals.join("; ").into();
+        live.refused = Some((Instant::now(), Arc::clone(&why)));
+        Err(Error::Unreachable(why))
+    }
+
+    /// Who is dialled in which order: the last one that answered stays first, unless it was lost a moment ago.
+    pub(crate) fn order(&self, lost: Option<&Address>) -> Vec<Address> {
+        order(&self.0.all.borrow(), self.current().as_ref(), lost)
+    }
+
+    fn note(&self, server: &Address) {
+        let mut current = self
+            .0
+            .current
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref() != Some(server) {
+            tracing::info!(%server, before = ?current.as_ref().map(Address::to_string), "Connected to an API server");
+            *current = Some(server.clone());
+        }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Error> {
+        let (mut parts, body) = request.into_parts();
+        parts.uri = absolute(&parts.uri)?;
+        parts.headers.remove(header::HOST);
+        if let Some(bearer) = &self.0.authorization {
+            let bearer = bearer.clone();
+            parts.headers.insert(header::AUTHORIZATION, bearer);
+        }
+        parts
+            .headers
+            .entry(header::USER_AGENT)
+            .or_insert_with(|| HeaderValue::from_static(USER_AGENT));
+        let is_read = matches!(parts.method, Method::GET | Method::HEAD);
+        let mut body = body;
+        let mut broken = None;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let mut connection = self.connection(broken).await?;
+            let request = Request::from_parts(parts.clone(), body);
+            let error = match connection.sender.try_send_request(request).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            let mut error = error;
+            let returned = error.take_message();
+            let error = error.into_error();
+            // A stream that was reset says nothing about the connection.
+            let reset = is_reset(&error);
+            if !reset {
+                broken = Some(connection.number);
+            }
+            let lost = || Error::Broken {
+                server: connection.server.clone(),
+                reason: chain(&error),
+            };
+            body = match returned {
+                Some(request) if attempt < ATTEMPTS => request.into_body(),
+                None if is_read && !reset && attempt < ATTEMPTS => Body::empty(),
+                _ => return Err(lost()),
+            };
+            tracing::debug!(server = %connection.server, error = %chain(&error), "Sending a request again");
+        }
+    }
+}
+
+const USER_AGENT: &str = concat!("kubelet/v1.36 coracle/", env!("CARGO_PKG_VERSION"));
+
+impl tower::Service<Request<Body>> for Servers {
+    type Response = Response<Incoming>;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let servers = self.clone();
+        Box::pin(async move { servers.send(request).await })
+    }
+}
+
+fn union(given: &[Address], learnt: &[Address]) -> Vec<Address> {
+    let mut all: Vec<Address> = Vec::new();
+    for address in given.iter().chain(learnt) {
+        if !all.contains(address) {
+            all.push(address.clone());
+        }
+    }
+    all
+}
+
+fn order(all: &[Address], current: Option<&Address>, lost: Option<&Address>) -> Vec<Address> {
+    let mut order = all.to_vec();
+    // Learnt once and not listed any longer: still better than nobody.
+    for known in current.into_iter().chain(lost) {
+        if !order.contains(known) {
+            order.push(known.clone());
+        }
+    }
+    order.sort_by_key(|address| match address {
+        address if Some(address) == lost => 2,
+        address if Some(address) == current => 0,
+        _ => 1,
+    });
+    order
+}
+
+/// kube gives paths only; HTTP/2 wants to know the host. It is the same whichever server is meant.
+fn absolute(uri: &Uri) -> Result<Uri, Error> {
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let absolute = Uri::builder()
+        .scheme("https")
+        .authority(connection::SERVER_NAME)
+        .path_and_query(path)
+        .build();
+    absolute.map_err(|error| Error::Request(format!("path {path:?}: {error}")))
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let stream = source.and_then(|source| source.downcast_ref::<h2::Error>());
+    stream.is_some_and(h2::Error::is_reset)
+}
+
+/// The error and what caused it; hyper's own text alone says nothing.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> Vec<Address> {
+        let parse = |text: &&str| text.parse().expect("an address");
+        texts.iter().map(parse).collect()
+    }
+
+    #[test]
+    fn the_server_that_answered_stays_first_until_it_is_lost() {
+        let all = addresses(&["a", "b", "c"]);
+        let (b, gone) = (&all[1], &addresses(&["gone"])[0]);
+        assert_eq!(order(&all, None, None), all);
+        assert_eq!(order(&all, Some(b), None), addresses(&["b", "a", "c"]));
+        assert_eq!(order(&all, Some(b), Some(b)), addresses(&["a", "c", "b"]));
+        assert_eq!(
+            order(&all, Some(gone), None),
+            addresses(&["gone", "a", "b", "c"])
+        );
+    }
+
+    #[test]
+    fn a_path_goes_to_the_name_that_all_servers_have() {
+        let path = Uri::from_static("/api/v1/nodes?watch=true");
+        let absolute = absolute(&path).expect("a path");
+        assert_eq!(
+            absolute.to_string(),
+            "https://kubernetes.default.svc/api/v1/nodes?watch=true"
+        );
+    }
+}

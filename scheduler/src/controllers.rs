@@ -10,12 +10,15 @@
 //! | endpoints | Services, Pods | Endpoints | endpoint-controller |
 //! | service_account | Namespaces, ServiceAccounts | ServiceAccount `default` | service-account-controller |
 //! | namespace | terminating Namespaces | deletes content, finalizes | namespace-controller |
+//! | disruption | PodDisruptionBudgets, their pods | their status | disruption-controller |
 //! | node_ipam | Nodes | Nodes' podCIDR | node-controller |
 //! | node_lifecycle | Nodes, Leases, the clock | Node conditions and taints, evictions | node-controller |
 //! | pod_gc | Nodes, the clock | deletes pods of nodes that are gone | pod-garbage-collector |
 //! | garbage_collector | metadata of every kind | deletes or unlinks dependents | generic-garbage-collector |
 
+pub mod amount;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod garbage_collector;
@@ -40,9 +43,9 @@ use crate::discovery::Catalog;
 use crate::events::Recorder;
 use crate::informers::Store;
 use crate::objects::{
-    DEPLOYMENTS, Deployment, ENDPOINT_SLICES, ENDPOINTS, EndpointSlice, Endpoints, LEASES, Lease,
-    Metadata, NAMESPACES, NODES, Namespace, Node, PODS, Pod, REPLICA_SETS, ReplicaSet,
-    SERVICE_ACCOUNTS, SERVICES, Service, Watched,
+    BUDGETS, Budget, DEPLOYMENTS, Deployment, ENDPOINT_SLICES, ENDPOINTS, EndpointSlice, Endpoints,
+    LEASES, Lease, Metadata, NAMESPACES, NODES, Namespace, Node, PODS, Pod, REPLICA_SETS,
+    ReplicaSet, SERVICE_ACCOUNTS, SERVICES, Service, Watched,
 };
 use crate::reconcile;
 use crate::write::{CONTROLLER_MANAGER, Error, Fence, Writer};
@@ -93,6 +96,7 @@ informers! {
     endpoints: Endpoints = Store::new(ENDPOINTS.url("")),
     service_accounts: Metadata = Store::metadata_only(SERVICE_ACCOUNTS.url("")),
     namespaces: Namespace = Store::new(NAMESPACES.url("")),
+    budgets: Budget = Store::new(BUDGETS.url("")),
     leases: Lease = Store::new(LEASES.url("")),
 }
 
@@ -139,6 +143,7 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
     let endpoints = endpoints::Controller::new(shared);
     let service_account = service_account::Controller::new(shared);
     let namespace = namespace::Controller::new(shared);
+    let disruption = disruption::Controller::new(shared);
     let node_ipam = node_ipam::Controller::new(shared);
     let node_lifecycle = node_lifecycle::Controller::new(shared);
     let pod_gc = pod_gc::Controller::new(shared);
@@ -163,6 +168,7 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
             endpoints: 4,
             service_account: 4,
             namespace: 4,
+            disruption: 4,
             node_ipam: 1,
             node_lifecycle: 8,
             pod_gc: 1,

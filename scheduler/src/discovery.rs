@@ -16,6 +16,8 @@ pub struct Served {
     pub plural: String,
     pub namespaced: bool,
     pub verbs: Vec<String>,
+    /// Has the subresource `scale`.
+    pub scalable: bool,
 }
 
 #[derive(Default)]
@@ -60,6 +62,11 @@ impl Catalog {
                 "/api"
             };
             let list: APIResourceList = writer.get(format!("{root}/{version}")).await?;
+            let scalable: Vec<String> = list
+                .resources
+                .iter()
+                .filter_map(|r| r.name.strip_suffix("/scale").map(str::to_owned))
+                .collect();
             served.extend(
                 list.resources
                     .into_iter()
@@ -67,6 +74,7 @@ impl Catalog {
                     .map(|r| Served {
                         api_version: version.clone(),
                         kind: r.kind,
+                        scalable: scalable.contains(&r.name),
                         plural: r.name,
                         namespaced: r.namespaced,
                         verbs: r.verbs,
@@ -109,6 +117,7 @@ mod tests {
             plural: "deployments".to_owned(),
             namespaced: true,
             verbs: vec!["list".to_owned()],
+            scalable: true,
         }]);
         assert!(catalog.find("apps/v1beta1", "Deployment").is_some());
         assert!(catalog.find("v1", "Deployment").is_none());

@@ -183,6 +183,7 @@ fn authors(config: &Config) -> impl Fn(&'static str) -> Writer + Send + 'static 
         "taint-eviction-controller" | "cidrAllocator" => {
             Writer::new(accounts("node-controller"), CONTROLLER_MANAGER)
         }
+        "controllermanager" => Writer::new(accounts("disruption-controller"), CONTROLLER_MANAGER),
         "garbage-collector-controller" => {
             Writer::new(accounts("generic-garbage-collector"), CONTROLLER_MANAGER)
         }

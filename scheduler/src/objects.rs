@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1::{
     TopologySpreadConstraint,
 };
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudgetSpec, PodDisruptionBudgetStatus};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use serde::Deserialize;
@@ -73,6 +74,7 @@ pub type Node = Object<NodeSpec, NodeStatus>;
 pub type Lease = Object<LeaseSpec, Unread>;
 pub type Namespace = Object<NamespaceSpec, NamespaceStatus>;
 pub type Service = Object<ServiceSpec, Unread>;
+pub type Budget = Object<PodDisruptionBudgetSpec, PodDisruptionBudgetStatus>;
 /// Any object of which only metadata is read.
 pub type Metadata = Object<Unread, Unread>;
 
@@ -168,6 +170,12 @@ pub const LEASES: Resource = Resource {
     api_version: "coordination.k8s.io/v1",
     kind: "Lease",
     plural: "leases",
+};
+
+pub const BUDGETS: Resource = Resource {
+    api_version: "policy/v1",
+    kind: "PodDisruptionBudget",
+    plural: "poddisruptionbudgets",
 };
 
 const fn core(kind: &'static str, plural: &'static str) -> Resource {

@@ -477,7 +477,7 @@ async fn an_eviction_takes_a_disruption_from_the_budget() {
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "x"}}},
     });
     world.post(budgets, &budget).await.expect(201);
-    let allowed = json!({"status": {"disruptionsAllowed": 1}});
+    let allowed = json!({"status": {"disruptionsAllowed": 1, "observedGeneration": 1}});
     let status = format!("{budgets}/x/status");
     let merge = "merge";
     world.patch(&status, merge, &allowed).await.expect(200);

@@ -24,8 +24,8 @@ use crate::discovery::Served;
 use crate::events::{self, Recorder};
 use crate::informers::Store;
 use crate::objects::{
-    DEPLOYMENTS, ENDPOINT_SLICES, ENDPOINTS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS,
-    SERVICE_ACCOUNTS, SERVICES,
+    BUDGETS, DEPLOYMENTS, ENDPOINT_SLICES, ENDPOINTS, LEASES, NAMESPACES, NODES, PODS,
+    REPLICA_SETS, SERVICE_ACCOUNTS, SERVICES,
 };
 use crate::objects::{Key, Meta, Metadata, Resource, Watched, collection_url};
 use crate::reconcile::{Outcome, Queue};
@@ -127,6 +127,7 @@ impl Controller {
         this.feed(&informers.endpoints, ENDPOINTS);
         this.feed(&informers.service_accounts, SERVICE_ACCOUNTS);
         this.feed(&informers.namespaces, NAMESPACES);
+        this.feed(&informers.budgets, BUDGETS);
         this.feed(&informers.leases, LEASES);
         this
     }
@@ -475,6 +476,7 @@ fn owner_patch(meta: &Meta, owners: &Value) -> Value {
 /// Kinds that are stored objects, not Events, and not watched by another informer.
 fn has_owners(served: &Served) -> bool {
     let typed = [
+        BUDGETS,
         PODS,
         NODES,
         DEPLOYMENTS,

@@ -8,8 +8,9 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, EvictParams, ListParams, PostParams};
 use serde_json::json;
 use world::{World, deployment, event, object, service};
 
@@ -287,6 +288,58 @@ async fn control_planes_take_turns() {
     }
     world.create::<Deployment>(deployment("two", 2, "v1")).await;
     world.until_available("two", 2).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_is_held_to_the_disruption_budget() {
+    let world = World::new(&[4]).await;
+    world.create::<Deployment>(deployment("web", 3, "v1")).await;
+    world.until_available("web", 3).await;
+    world
+        .create::<PodDisruptionBudget>(json!({
+            "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "web"},
+            "spec": {"maxUnavailable": 0, "selector": {"matchLabels": {"app": "web"}}}
+        }))
+        .await;
+    let allows = |count: i32, generation: i64| {
+        move |b: Option<&PodDisruptionBudget>| {
+            let status = b.and_then(|b| b.status.as_ref());
+            status.is_some_and(|s| {
+                s.observed_generation == Some(generation)
+                    && s.disruptions_allowed == Some(count)
+                    && (s.expected_pods, s.current_healthy) == (Some(3), Some(3))
+            })
+        }
+    };
+    let budgets = world.api::<PodDisruptionBudget>();
+    world.until(budgets.clone(), "web", allows(0, 1)).await;
+    let pods = world.api::<Pod>();
+    let names = world.names::<Pod>().await;
+    let refused = pods.evict(&names[0], &EvictParams::default()).await;
+    let Err(kube::Error::Api(status)) = refused else {
+        panic!("the budget allows none: {refused:?}");
+    };
+    assert_eq!(status.code, 429);
+    let cause = &status.details.as_ref().expect("details").causes[0];
+    assert_eq!(cause.reason, "DisruptionBudget");
+    assert_eq!(
+        cause.message,
+        "The disruption budget web needs 3 healthy pods and has 3 currently"
+    );
+
+    let one = json!({"spec": {"maxUnavailable": 1}});
+    world.patch::<PodDisruptionBudget>("web", one).await;
+    for name in names {
+        // Each waits until the replacement of the one before is ready, as a drain does.
+        world.until(budgets.clone(), "web", allows(1, 2)).await;
+        pods.evict(&name, &EvictParams::default())
+            .await
+            .expect("one may go");
+        world.until_gone(pods.clone(), &name).await;
+    }
+    world.until(budgets, "web", allows(1, 2)).await;
+    world.until_available("web", 3).await;
     world.stop().await;
 }
 

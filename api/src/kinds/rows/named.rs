@@ -254,8 +254,7 @@ pub(super) fn policy() -> Vec<Kind> {
         .strategy(&policy::POD_DISRUPTION_BUDGET)
         .columns(&columns::workload::POD_DISRUPTION_BUDGET)
         .short(&["pdb"])
-        .subresources(const { &[sub("status", "", "", "PodDisruptionBudget", READ_WRITE)] })
-        .unattended("PodDisruptionBudget is stored and evictions obey its status, but no controller keeps that status yet"),
+        .subresources(const { &[sub("status", "", "", "PodDisruptionBudget", READ_WRITE)] }),
     ]
 }
 

@@ -9,6 +9,7 @@ use k8s_openapi::api::apps::v1::{DeploymentSpec, RollingUpdateDeployment};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Round, Set};
+use crate::controllers::amount::scaled;
 
 /// Both bounds in pods, resolved from numbers or percentages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,24 +72,6 @@ impl Bounds {
 
 pub(super) fn is_recreate(spec: &DeploymentSpec) -> bool {
     spec.strategy.as_ref().and_then(|s| s.type_.as_deref()) == Some("Recreate")
-}
-
-fn scaled(value: &IntOrString, of: i32, up: bool) -> i32 {
-    match value {
-        IntOrString::Int(number) => *number,
-        IntOrString::String(text) => {
-            let Some(percent) = text.strip_suffix('%').and_then(|p| p.parse::<i64>().ok()) else {
-                return 0;
-            };
-            let product = i64::from(of) * percent;
-            let pods = if up {
-                (product + 99) / 100
-            } else {
-                product / 100
-            };
-            i32::try_from(pods).unwrap_or(i32::MAX)
-        }
-    }
 }
 
 /// How large the new set should be now, given what all sets want together.

@@ -9,46 +9,28 @@
 #[allow(dead_code, reason = "each bench uses its part of it")]
 mod cluster;
 mod load;
+#[path = "load/target.rs"]
+mod target;
 
 use std::convert::Infallible;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use cluster::{Cluster, Owned, PATIENCE, cpu, median};
+use cluster::{Cluster, Owned};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, PostParams};
-use tokio::time::Instant;
+use target::Target;
 
 const ROUNDS: usize = 5;
-const ROUND: Duration = Duration::from_secs(2);
-const CLIENTS: usize = 32;
 const GUESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/guests/built");
 /// With this argument the program is the plain hyper server.
 const PLAIN: &str = "serve-plain-hyper";
-
-/// One server under load.
-struct Target {
-    name: &'static str,
-    address: SocketAddr,
-    process: u32,
-    rounds: Vec<Round>,
-}
-
-#[derive(Clone, Copy)]
-struct Round {
-    per_second: f64,
-    p50: f64,
-    p99: f64,
-    /// Microseconds of the server's processor time for each request.
-    cpu: f64,
-}
 
 fn main() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -65,7 +47,7 @@ fn main() -> Result<()> {
 async fn measure() -> Result<()> {
     let mut targets = Vec::new();
     let (plain, address) = announced(Command::new(std::env::current_exe()?).arg(PLAIN))?;
-    targets.push(Target::new("plain hyper", address, plain.0.id()));
+    targets.push(Target::new("plain hyper", address, &[plain.0.id()]));
 
     let cluster = Cluster::start()?;
     let client = cluster.client().await?;
@@ -86,7 +68,7 @@ async fn measure() -> Result<()> {
         cluster::ready(&client, name, 1).await?;
         let port = expose(&client, name).await?;
         let address = SocketAddr::from((cluster.service_address, port));
-        targets.push(Target::new(what, address, cluster.process_id()));
+        targets.push(Target::new(what, address, &[cluster.process_id()]));
     }
 
     let mut references = Vec::new();
@@ -104,7 +86,7 @@ async fn measure() -> Result<()> {
             command.arg("serve").args(flags);
             command.args(["--addr", "127.0.0.1:0"]);
             let (process, address) = announced(command.arg(format!("{GUESTS}/{guest}")))?;
-            targets.push(Target::new(what, address, process.0.id()));
+            targets.push(Target::new(what, address, &[process.0.id()]));
             references.push(process);
         }
     } else {
@@ -128,10 +110,7 @@ fn print(targets: &[Target]) {
         "{:<34} {:>11} {:>9} {:>9} {:>12} {:>9} {:>11}",
         "", "requests/s", "p50", "p99", "CPU/request", "to hyper", "to wasmtime"
     );
-    let median_of = |target: &Target, of: fn(&Round) -> f64| {
-        median(&target.rounds.iter().map(of).collect::<Vec<_>>())
-    };
-    let rate = |target: &Target| median_of(target, |round| round.per_second);
+    let rate = |target: &Target| target.median(|round| round.per_second);
     let plain = rate(&targets[0]);
     for target in targets {
         // The reference of the same WASI version.
@@ -150,9 +129,9 @@ fn print(targets: &[Target]) {
             "{:<34} {:>11.0} {:>6.2} ms {:>6.2} ms {:>9.1} µs {:>7.2} × {:>11}",
             target.name,
             rate(target),
-            median_of(target, |round| round.p50),
-            median_of(target, |round| round.p99),
-            median_of(target, |round| round.cpu),
+            target.median(|round| round.p50),
+            target.median(|round| round.p99),
+            target.median(|round| round.cpu),
             rate(target) / plain,
             beside
         );
@@ -160,64 +139,6 @@ fn print(targets: &[Target]) {
     println!(
         "goals: fresh 0.2 ≥ 2.5 × and ≤ 30 µs; reused 0.2 ≤ 15 µs; 0.3 ≥ 1.5 × wasmtime serve"
     );
-}
-
-// === impl Target ===
-
-impl Target {
-    fn new(name: &'static str, address: SocketAddr, process: u32) -> Self {
-        Self {
-            name,
-            address,
-            process,
-            rounds: Vec::new(),
-        }
-    }
-
-    fn request(&self) -> Vec<u8> {
-        format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", self.address).into_bytes()
-    }
-
-    /// Waits until it answers at all.
-    async fn answers(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let once = async {
-                let mut connection = load::Connection::open(self.address, None).await?;
-                connection.call(&self.request()).await
-            };
-            match once.await {
-                Ok((200, _)) => return Ok(()),
-                other if Instant::now() > deadline => {
-                    anyhow::bail!("{} does not answer: {other:?}", self.name)
-                }
-                _ => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    }
-
-    async fn round(&mut self) -> Result<()> {
-        let request = self.request();
-        let bytes = request.clone();
-        load::run(self.address, None, CLIENTS, ROUND / 8, move |_, _| {
-            bytes.clone()
-        })
-        .await?;
-        let before = cpu(self.process)?;
-        let outcome = load::run(self.address, None, CLIENTS, ROUND, move |_, _| {
-            request.clone()
-        })
-        .await
-        .with_context(|| self.name)?;
-        let used = cpu(self.process)?.saturating_sub(before);
-        self.rounds.push(Round {
-            per_second: outcome.per_second(),
-            p50: outcome.quantile(0.5).as_secs_f64() * 1e3,
-            p99: outcome.quantile(0.99).as_secs_f64() * 1e3,
-            cpu: used.as_secs_f64() * 1e6 / outcome.latencies.len() as f64,
-        });
-        Ok(())
-    }
 }
 
 /// Makes a NodePort Service for the Deployment of that name; returns its port.

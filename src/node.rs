@@ -157,6 +157,7 @@ async fn start(
         cluster_cidr: args.host.cluster_cidr,
         service_cidr: args.service_cidr,
         dns: args.host.dns.config(args.service_cidr),
+        observe: args.host.observe(),
         endpoint: SocketAddr::new(args.address, args.port),
         address: Some(joined.address),
         labels: args.node_labels.0.clone(),

@@ -158,6 +158,7 @@ impl Cluster {
             cluster_cidr: args.host.cluster_cidr,
             service_cidr: args.api.service_cidr,
             dns: args.host.dns.config(args.api.service_cidr),
+            observe: args.host.observe(),
             ..defaults
         };
         host::start(config)

@@ -35,7 +35,8 @@ struct Caller {
 impl Caller {
     fn new(handle: &Handle) -> Self {
         let admin = handle.pki().admin().expect("an identity");
-        let tls = handle.pki().client_config(&admin).expect("a client");
+        let shown = api::pki::Shown::new(&admin).expect("usable");
+        let tls = handle.pki().client_config(shown).expect("a client");
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()

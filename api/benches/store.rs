@@ -1,9 +1,16 @@
 //! What a durable write costs: `cargo bench -p api --bench store [-- DIRECTORY]` creates objects of 2 KB in a new
-//! SQLite store with 1 and with 64 clients, and prints creates per second, what a create waits, the processor time it
+//! SQLite store with 1, 8, 64 and 256 clients, and prints creates per second, what a create waits, the processor time it
 //! takes, and when a watcher has it; then how long a start takes and what an object costs in memory.
 //! Beside it: what the disk itself needs for one flush. The directory (default: a temporary one) decides which disk.
+//!
+//! The same on Postgres, where it is installed (a server of its own in `/tmp`, flushing as it does by default; its
+//! processor time is not in the figure), by one API server and by two at once, as ratios to SQLite; and what a read of the
+//! newest state waits.
 
 #![expect(clippy::print_stdout, reason = "a bench prints")]
+
+#[path = "../tests/support/postgres.rs"]
+mod postgres_server;
 
 use std::io::Write;
 use std::path::Path;
@@ -12,11 +19,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use api::store::memory::Memory;
+use api::store::postgres::{Address, Postgres};
 use api::store::sqlite::Sqlite;
 use api::store::{Change, Draft, Expect, Index, Indexer, Key, Operation, Store};
 use tokio::time::Instant;
 
 const BODY_BYTES: usize = 2_000;
+const CLIENTS: [usize; 4] = [1, 8, 64, 256];
 const RUN: Duration = Duration::from_secs(3);
 
 fn main() -> Result<()> {
@@ -28,15 +37,36 @@ fn main() -> Result<()> {
         .build()?;
     flushes(&directory)?;
     runtime.block_on(async {
-        for clients in [1, 8, 64, 256] {
+        let mut sqlite = Vec::new();
+        for clients in CLIENTS {
             let path = directory.join(format!("bench-{clients}.db"));
             let begun = Instant::now();
             let store = Sqlite::open(&path, indexer()).await?;
             println!("a new store: {:.1?}", begun.elapsed());
-            creates("SQLite", Arc::new(store), clients).await?;
+            let store: Arc<dyn Store> = Arc::new(store);
+            sqlite.push(creates("SQLite", &[store], clients).await?);
             start(&path).await?;
         }
-        creates("memory", Arc::new(Memory::new()), 64).await
+        creates("memory", &[Arc::new(Memory::new())], 64).await?;
+        for servers in [1, 2] {
+            for (clients, sqlite) in CLIENTS.into_iter().zip(&sqlite) {
+                let Some(server) = postgres_server::Server::start(&[]) else {
+                    return Ok(());
+                };
+                let address = Address::parse(&server.url())?;
+                let mut stores: Vec<Arc<dyn Store>> = Vec::new();
+                for _ in 0..servers {
+                    stores.push(Arc::new(Postgres::open(address.clone(), indexer()).await?));
+                }
+                let what = format!("Postgres, {servers} API servers");
+                let rate = creates(&what, &stores, clients).await?;
+                println!("  {:.2} × SQLite", rate / sqlite);
+                for store in stores {
+                    store.close().await;
+                }
+            }
+        }
+        Ok(())
     })
 }
 
@@ -55,7 +85,9 @@ fn flushes(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn creates(what: &str, store: Arc<dyn Store>, clients: usize) -> Result<()> {
+/// Clients are spread over `stores`, which share their objects. Answers creates per second.
+async fn creates(what: &str, stores: &[Arc<dyn Store>], clients: usize) -> Result<f64> {
+    let store = &stores[0];
     let mut watcher = store.cache().watch("pods", 0)?;
     let published = tokio::spawn(async move {
         let mut events = 0u64;
@@ -69,7 +101,7 @@ async fn creates(what: &str, store: Arc<dyn Store>, clients: usize) -> Result<()
     let begun = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for client in 0..clients {
-        let store = Arc::clone(&store);
+        let store = Arc::clone(&stores[client % stores.len()]);
         tasks.spawn(async move {
             let mut waits = Vec::new();
             while begun.elapsed() < RUN {
@@ -90,17 +122,35 @@ async fn creates(what: &str, store: Arc<dyn Store>, clients: usize) -> Result<()
     waits.sort_unstable();
     let count = waits.len();
     let each = cpu / u32::try_from(count)?;
+    let rate = count as f64 / took.as_secs_f64();
     println!(
-        "{what}, {clients} clients: {:.0} creates/s, p50 {:.2?}, p99 {:.2?}, {each:.0?} of processor each",
-        count as f64 / took.as_secs_f64(),
+        "{what}, {clients} clients: {rate:.0} creates/s, p50 {:.2?}, p99 {:.2?}, {each:.0?} of processor each",
         waits[count / 2],
         waits[count * 99 / 100],
     );
-    latency(&*store).await?;
+    latency(&**store).await?;
+    newest(&**store).await?;
     let stats = store.cache().stats();
     store.close().await;
     let seen = published.await?;
     println!("  a watcher has seen {seen} of {} events", stats.revision);
+    Ok(rate)
+}
+
+/// What a read waits until it is sure to see everything.
+async fn newest(store: &dyn Store) -> Result<()> {
+    let mut waits = Vec::new();
+    for _ in 0..200 {
+        let asked = Instant::now();
+        let Some(newest) = store.newest() else {
+            return Ok(());
+        };
+        newest.await?;
+        waits.push(asked.elapsed());
+    }
+    waits.sort_unstable();
+    let (p50, p99) = (waits[100], waits[198]);
+    println!("  a read of the newest state waits: p50 {p50:.0?}, p99 {p99:.0?}");
     Ok(())
 }
 

@@ -1,12 +1,15 @@
 //! Flags of the API server. Knows what is asked for, not how it is done.
 
+use std::ffi::OsStr;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
 use ipnet::Ipv4Net;
 
 use crate::server::Config;
-use crate::store::Place;
+use crate::store::{NotAPlace, Place};
 
 /// What `server` and `up` take for the API.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,7 +21,7 @@ pub struct Args {
     /// Where objects are kept: sqlite:PATH, or postgres://USER@HOST:PORT/DATABASE?sslmode=verify-full&sslrootcert=FILE
     /// for several servers at once; its password may come from PGPASSWORD or a password file [default: SQLite in the
     /// data directory]
-    #[arg(long, value_name = "URL", value_parser = place, hide_default_value = true)]
+    #[arg(long, value_name = "URL", value_parser = StoreParser)]
     pub store: Option<Place>,
     /// Keys that Secrets are sealed with at rest: a private file with the base64 of 32 random bytes on each line; the
     /// first one seals, all of them open
@@ -63,10 +66,25 @@ impl Args {
     }
 }
 
-/// Like the type's own, but for errors that show what was typed: there may be a password in it.
-fn place(text: &str) -> Result<Place, String> {
-    text.parse()
-        .map_err(|error: crate::store::NotAPlace| error.to_string())
+/// A parser whose errors do not show what was typed: there may be a password in it.
+#[derive(Clone)]
+struct StoreParser;
+
+impl TypedValueParser for StoreParser {
+    type Value = Place;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        _: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Place, clap::Error> {
+        let text = value.to_str().unwrap_or_default();
+        text.parse().map_err(|error: NotAPlace| {
+            let message = format!("invalid value for '--store <URL>': {error}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
+        })
+    }
 }
 
 /// Port 0: the one that the server listens on.
@@ -81,4 +99,49 @@ fn advertised(text: &str) -> Result<SocketAddr, String> {
         return Err("nobody can reach a server there".to_owned());
     }
     Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Program {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(args: &[&str]) -> Result<Config, String> {
+        let args = std::iter::once("coracle").chain(args.iter().copied());
+        let program = Program::try_parse_from(args).map_err(|error| error.to_string())?;
+        Ok(program.args.into_config("/d".into()))
+    }
+
+    #[test]
+    fn flags_become_a_configuration() {
+        let config = parse(&[]).expect("defaults");
+        assert!(matches!(config.store, Place::DataDirectory));
+        let config = parse(&[
+            "--store=postgres://ann:hush@db/prod",
+            "--advertise-address=192.0.2.7",
+            "--encryption-key-file=/k",
+        ]);
+        let config = config.expect("flags");
+        assert_eq!(config.store.to_string(), "postgres://ann@db:5432/prod");
+        assert_eq!(config.advertise, Some(([192, 0, 2, 7], 0).into()));
+        assert_eq!(config.encryption_keys, Some("/k".into()));
+        assert!(!format!("{config:?}").contains("hush"));
+    }
+
+    #[test]
+    fn a_flag_that_cannot_be_is_refused_without_showing_a_password() {
+        let error = parse(&["--store=mysql://ann:hush@db"]).expect_err("no such store");
+        assert!(
+            error.contains("--store") && !error.contains("hush"),
+            "{error}"
+        );
+        parse(&["--advertise-address=0.0.0.0"]).expect_err("nobody is there");
+    }
 }

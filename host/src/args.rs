@@ -7,6 +7,7 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 
 use crate::dns::args::DnsArgs;
+use crate::network::observe;
 
 /// `coracle up` and `coracle node` take these.
 #[derive(clap::Args, Clone, Debug)]
@@ -43,6 +44,25 @@ pub struct Args {
 
     #[command(flatten)]
     pub dns: DnsArgs,
+
+    /// Send spans of requests between pods to this OTLP collector (HTTP), such as http://192.0.2.5:4318
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
+    /// Of the traces that begin on this node, how many are kept, 0 to 1; of others, what their beginning decided
+    #[arg(long, value_name = "RATIO", default_value_t = 1.0, value_parser = ratio)]
+    pub trace_ratio: f64,
+
+    /// Write a line of JSON for every request between pods to this file; - is standard output
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<PathBuf>,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
+        _ => Err("wanted a number from 0 to 1".to_owned()),
+    }
 }
 
 /// `gcr.io/samples/hello:v1=ghcr.io/me/hello:1`
@@ -86,6 +106,15 @@ impl FromStr for MirrorFlag {
 }
 
 impl Args {
+    /// What is told of requests, beside metrics.
+    pub fn observe(&self) -> observe::Config {
+        observe::Config {
+            otlp_endpoint: self.otlp_endpoint.clone(),
+            trace_ratio: self.trace_ratio,
+            access_log: self.access_log.clone(),
+        }
+    }
+
     /// The mirror map: flags, then the file, then `defaults`; the first entry for a name counts.
     pub fn mirrors(
         &self,

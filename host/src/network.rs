@@ -24,6 +24,7 @@ mod identity;
 mod listeners;
 pub(crate) mod namespaces;
 mod nodes;
+pub mod observe;
 mod pipe;
 mod pod;
 mod ports;
@@ -58,7 +59,7 @@ pub use self::pod::{DnsPolicy, PodIdentity, PodNetwork};
 pub(crate) use self::ports::SocketSlot;
 pub use self::ports::{Bound, Listener, Ports, Serving};
 pub use self::stream::{Reader, Stream, Writer};
-pub use self::traffic::Flow;
+pub use self::traffic::{Flow, Security};
 pub use self::tunnel::{Config as TunnelConfig, Dial, Io};
 pub use self::udp::UdpSocket;
 pub use crate::dns::server::{Config as DnsConfig, Counted as DnsCounted};
@@ -71,6 +72,8 @@ use crate::node::annotations::Annotations;
 
 /// How long tasks may take to end once they are told to.
 const STOP: Duration = Duration::from_secs(2);
+/// Requests per second are those of this long.
+const RATES: Duration = Duration::from_secs(10);
 
 /// The body of every HTTP message inside the node: wasmtime-wasi-http's own type, so nothing is copied at the border.
 pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, wasmtime_wasi_http::Error>;
@@ -160,6 +163,8 @@ pub enum Error {
     AddressTaken { pod: String, address: Ipv4Addr },
     #[error("TLS for outgoing connections: {0}")]
     Tls(String),
+    #[error(transparent)]
+    Observe(#[from] observe::Error),
     #[error("the network has been started already")]
     Started,
     #[error("the DNS server cannot listen on {address}")]
@@ -192,6 +197,8 @@ pub struct Config {
     pub dns: dns::Config,
     pub egress: Policy,
     pub limits: Limits,
+    /// What is told of requests, beside metrics.
+    pub observe: observe::Config,
     /// Trusted for TLS to addresses inside the cluster (the API server).
     pub cluster_ca: Vec<CertificateDer<'static>>,
     /// Trusted for TLS to the outside instead of the public roots; empty means those.
@@ -252,6 +259,7 @@ impl Default for Config {
             dns: dns::Config::default(),
             egress: Policy::default(),
             limits: Limits::default(),
+            observe: observe::Config::default(),
             cluster_ca: Vec::new(),
             extra_roots: Vec::new(),
             tunnel: None,
@@ -328,6 +336,7 @@ impl Network {
                 Arc::clone(&self.fabric.nodes),
             ));
         }
+        self.followers.spawn(rates(Arc::clone(&self.fabric)));
         self.followers.close();
         self.fabric.tasks.spawn(listeners::run(
             client,
@@ -385,6 +394,16 @@ impl Network {
         self.fabric.traffic.flows()
     }
 
+    /// The same as text for Prometheus.
+    pub fn metrics(&self) -> String {
+        traffic::prometheus(&self.flows())
+    }
+
+    /// The same as edges of the service graph.
+    pub fn graph(&self) -> serde_json::Value {
+        traffic::graph(&self.fabric.config.node_name, &self.flows())
+    }
+
     /// Stops accepting, lets what is in flight finish within `grace`, then drops the rest.
     pub async fn shutdown(&self, grace: Duration) {
         self.fabric.draining.cancel();
@@ -408,6 +427,28 @@ impl Network {
             tracing::warn!("Network tasks did not stop in time");
         }
         self.fabric.clear();
+        let fabric = Arc::clone(&self.fabric);
+        let told = tokio::task::spawn_blocking(move || fabric.observer.shutdown());
+        if let Err(error) = told.await {
+            tracing::warn!(%error, "Could not send the last spans");
+        }
+    }
+}
+
+/// Keeps the rates of requests, until the network stops.
+async fn rates(fabric: Arc<Fabric>) {
+    let mut beat = tokio::time::interval(RATES);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut last = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            () = fabric.stop.cancelled() => return,
+            now = beat.tick() => {
+                fabric.traffic.tick(now.duration_since(last));
+                last = now;
+            }
+        }
     }
 }
 

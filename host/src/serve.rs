@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::network::Io;
+use crate::network::{Io, Network};
 use crate::pods::known::{Error, Known, LogFile};
 use crate::pods::logs::{Options, Progress, Reader};
 use crate::tls::Peer;
@@ -41,11 +41,12 @@ pub(crate) async fn run(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     known: Known,
+    network: Arc<Network>,
     mut linked: mpsc::Receiver<Box<dyn Io>>,
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let app = router(known);
+    let app = router(known, network);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let tasks = TaskTracker::new();
     loop {
@@ -118,11 +119,20 @@ async fn serve(
     }
 }
 
-fn router(known: Known) -> Router {
+/// What this node's workloads say to whom, for the API server to join with the other nodes'.
+async fn graph(State(network): State<Arc<Network>>) -> Response {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (json, network.graph().to_string()).into_response()
+}
+
+fn router(known: Known, network: Arc<Network>) -> Router {
     let not_yet = |what: &'static str| any(move || async move { not_yet(what) });
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/metrics", get(metrics::metrics))
+        .with_state((known.clone(), Arc::clone(&network)))
+        .route("/graph", get(graph))
+        .with_state(network)
         .route(
             "/containerLogs/{namespace}/{pod}/{container}",
             get(container_logs),

@@ -61,6 +61,8 @@ pub struct Config {
     pub cluster_cidr: Ipv4Net,
     pub service_cidr: Ipv4Net,
     pub dns: network::DnsConfig,
+    /// What is told of requests, beside metrics.
+    pub observe: network::observe::Config,
     /// The node is not ready before this is true: `tls` has no certificate for the endpoint yet.
     pub serving: Option<watch::Receiver<bool>>,
     /// How pods of other nodes and of this one reach each other; `None` where there are no others.
@@ -152,6 +154,7 @@ impl Config {
             cluster_cidr: network.cluster_cidr,
             service_cidr: network.service_cidr,
             dns: network.dns,
+            observe: network.observe,
             serving: None,
             tunnel: None,
             links: None,
@@ -266,6 +269,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         listener,
         tls,
         known.clone(),
+        Arc::clone(&network),
         linked,
         stop.clone(),
     ));
@@ -328,6 +332,7 @@ fn network(
         service_address: config.service_address,
         cluster_ca: config.tls.authority().to_vec(),
         dns: config.dns.clone(),
+        observe: config.observe.clone(),
         ..network::Config::default()
     })
     .map_err(Error::Network)?;

@@ -1,5 +1,6 @@
 //! What is not a resource: health, version, metrics, discovery, OpenAPI, the list of paths.
 
+mod graph;
 mod health;
 
 use std::sync::Arc;
@@ -25,7 +26,15 @@ pub(super) async fn serve(
     let first = path.trim_start_matches('/').split('/').next();
     let known = matches!(
         first.unwrap_or_default(),
-        "" | "healthz" | "livez" | "readyz" | "version" | "metrics" | "api" | "apis" | "openapi"
+        "" | "healthz"
+            | "livez"
+            | "readyz"
+            | "version"
+            | "metrics"
+            | "api"
+            | "apis"
+            | "openapi"
+            | "coracle"
     );
     if !known {
         return Ok(Reply::no_page());
@@ -47,6 +56,8 @@ pub(super) async fn serve(
             reply.headers.insert(http::header::CONTENT_TYPE, kind);
             Ok(reply)
         }
+        "coracle" if path == graph::PATH => graph::serve(api).await,
+        "coracle" => Ok(Reply::no_page()),
         _ => derived(api, parts, query, path).await,
     }
 }
@@ -101,6 +112,7 @@ fn version() -> Value {
 fn paths(api: &Api) -> Vec<String> {
     let mut paths = discovery::paths(api.kinds);
     for path in [
+        graph::PATH,
         "/healthz",
         "/livez",
         "/metrics",

@@ -4,6 +4,7 @@
 mod binding;
 mod eviction;
 mod log;
+mod node_proxy;
 mod scale;
 
 use axum::body::Body;
@@ -39,6 +40,7 @@ pub(super) async fn serve(
     };
     match name {
         "log" => log::log(call).await,
+        "proxy" if call.kind.plural == "nodes" => node_proxy::proxy(call, verb).await,
         "scale" => scale::scale(call, verb, &body).await,
         "binding" => binding::bind(call, &body).await,
         "eviction" => eviction::evict(call, &body).await,

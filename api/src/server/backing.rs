@@ -52,7 +52,7 @@ pub(super) async fn open_store(
                 sealer,
                 ..postgres::Options::default()
             };
-            let store = Postgres::open_with(address.clone(), indexer, options).await?;
+            let store = Postgres::open_with(*address.clone(), indexer, options).await?;
             return Ok(Arc::new(store));
         }
         (Place::Sqlite(path), _) => path.clone(),

@@ -15,7 +15,7 @@ pub enum Place {
     /// `sqlite:PATH`
     Sqlite(PathBuf),
     /// `postgres://…`
-    Postgres(Address),
+    Postgres(Box<Address>),
 }
 
 /// A place that is none.
@@ -37,7 +37,9 @@ impl FromStr for Place {
         match text.split_once(':') {
             Some(("sqlite", "" | "//")) => Err(Error::Path),
             Some(("sqlite", path)) => Ok(Self::Sqlite(path.trim_start_matches("//").into())),
-            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(Address::parse(text)?)),
+            Some(("postgres" | "postgresql", _)) => {
+                Ok(Self::Postgres(Box::new(Address::parse(text)?)))
+            }
             _ => Err(Error::Unknown),
         }
     }

@@ -391,7 +391,9 @@ async fn while_the_database_is_down_writes_and_newest_reads_fail_clearly_and_the
     while w.put(&pod("c"), Expect::Any, "1").await.is_err() {
         assert!(begun.elapsed() < DEADLINE, "writes work again");
     }
-    w.store.newest().unwrap().await.unwrap();
+    while w.store.newest().unwrap().await.is_err() {
+        assert!(begun.elapsed() < DEADLINE, "reads work again");
+    }
     w.store.health().unwrap();
     assert_eq!(next(&mut watcher).await.unwrap(), "1+pods/default/a=1");
     let next = next(&mut watcher).await.unwrap();
@@ -619,4 +621,43 @@ async fn secrets_are_sealed_in_the_database_and_read_by_every_server_that_has_th
     );
     let error = try_open(&server.url(), sealed(&[])).await.err().unwrap();
     assert!(error.to_string().contains("2 stored states"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::disallowed_methods, reason = "TLS reads the real clock")]
+async fn a_database_over_tls_is_verified_against_the_authority_in_the_address() {
+    let now = jiff::Timestamp::now();
+    let (pki, other) = (
+        api::pki::Pki::open(None, now),
+        api::pki::Pki::open(None, now),
+    );
+    let (pki, other) = (pki.unwrap(), other.unwrap());
+    let identity = pki.api_server([10, 96, 0, 1].into(), &[], &[]).unwrap();
+    let started = Server::start_tls(&identity.certificate_pem, &identity.key_pem);
+    let Some((_server, port)) = started else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let authority = |name: &str, pem: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        let path = path.display();
+        format!(
+            "postgres://coracle@localhost:{port}/coracle?sslmode=verify-full&sslrootcert={path}"
+        )
+    };
+    let url = authority("ca.crt", pki.ca_pem());
+    let store = try_open(&url, database::Options::default()).await.unwrap();
+    let put = put(&pod("a"), Expect::Absent, "1");
+    store.commit(vec![put]).await.unwrap();
+    let mut stranger = PgConnection::connect(&url).await.unwrap();
+    let plain = "SELECT count(*) FROM pg_stat_activity a JOIN pg_stat_ssl s USING (pid) \
+        WHERE a.usename = 'coracle' AND NOT s.ssl";
+    let plain: i64 = stranger.fetch_one(plain).await.unwrap().get(0);
+    assert_eq!(plain, 0, "every connection is encrypted");
+    store.close().await;
+    let url = authority("other.crt", other.ca_pem());
+    let error = try_open(&url, database::Options::default()).await.err();
+    let error = error.expect("another authority").to_string();
+    assert!(error.contains("certificate"), "{error}");
 }

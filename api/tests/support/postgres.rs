@@ -33,6 +33,7 @@ pub(crate) struct Server {
 ///
 /// # Panics
 /// When they are nowhere and `CORACLE_REQUIRE_TOOLS` is set.
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
 pub(crate) fn programs() -> Option<PathBuf> {
     let mut places: Vec<PathBuf> = Vec::new();
     if let Ok(found) = Command::new("pg_config").arg("--bindir").output() {
@@ -105,6 +106,28 @@ impl Server {
         Some(server)
     }
 
+    /// With TLS on a port of 127.0.0.1, beside the socket. Certificate and key are PEM.
+    pub(crate) fn start_tls(certificate: &str, key: &str) -> Option<(Self, u16)> {
+        let mut server = Self::start(&["fsync=off"])?;
+        server.halt("fast");
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let path = server.data().join(name);
+            fs::write(&path, text).expect("our directory");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("just made");
+            if server.root {
+                chown(&path, Some(NOBODY), Some(NOBODY)).expect("root may");
+            }
+        }
+        let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let port = free.local_addr().expect("bound").port();
+        drop(free);
+        let settings = ["ssl=on", "listen_addresses=127.0.0.1"].map(str::to_owned);
+        server.settings.extend(settings);
+        server.settings.push(format!("port={port}"));
+        server.run();
+        Some((server, port))
+    }
+
     /// What a client needs to know.
     pub(crate) fn url(&self) -> String {
         let socket = self.directory.display().to_string().replace('/', "%2F");
@@ -142,6 +165,10 @@ impl Server {
     }
 
     /// Starts it, and waits until it takes connections.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "waits on a file that another process writes, with a deadline, without a runtime"
+    )]
     pub(crate) fn run(&mut self) {
         let data = self.data();
         let log = fs::File::create(self.directory.join("log")).expect("our directory");

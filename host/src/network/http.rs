@@ -10,17 +10,18 @@ use std::task::{Context, Poll};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Scheme;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use rand::RngExt;
-use tokio::time::Instant;
 
 use super::balancer::{Endpoint, InFlight, Tried};
 use super::client::{self, literal};
+use super::observe::{self, Observed};
 use super::pod::{PodNetwork, RequestSlot};
 use super::ports::Target;
 use super::table::{Kind, Port, Protocol, Service};
+use super::traffic::{Pair, Security};
 use super::vnet::{Caller, Fabric, OutsideSlot, RENEWALS, Route};
 use super::{Body, HttpError, ReturnedRequest, SocketError};
 use crate::dns::{self, Found};
@@ -44,12 +45,20 @@ struct Guard {
     load: Option<InFlight>,
     request: Option<RequestSlot>,
     outside: Option<OutsideSlot>,
+    /// Counts the bytes of the answer.
+    pair: Option<Arc<Pair>>,
 }
 
 /// A response's body with its guard.
 struct Guarded {
     body: Body,
-    _guard: Guard,
+    guard: Guard,
+}
+
+/// A request's body on its way to a pod.
+struct Counted {
+    body: Body,
+    pair: Arc<Pair>,
 }
 
 /// A guest's outgoing call.
@@ -279,7 +288,7 @@ impl Call<'_> {
         &self,
         pod: &PodNetwork,
         address: SocketAddr,
-        request: Request<Body>,
+        mut request: Request<Body>,
         load: Option<InFlight>,
     ) -> Result<Response<Body>, HttpError> {
         let own = self
@@ -296,7 +305,8 @@ impl Call<'_> {
         let Some(slot) = pod.begin_request() else {
             return Err(returned(format!("{address}: the pod is too busy"), request));
         };
-        let started = Instant::now();
+        let (observed, pair) = self.observe(Some(pod), address, &mut request);
+        let request = counted(request, pair.as_ref());
         let hops = request.extensions().get::<Hops>().map_or(0, |hops| hops.0);
         let answer = if hops > 0 && hops.is_multiple_of(HOPS_ON_ONE_STACK) {
             // Calls inside calls are polled inside each other: a long chain gets a fresh stack now and then.
@@ -307,11 +317,12 @@ impl Call<'_> {
         } else {
             handler.handle(request).await
         };
-        self.count(Some(pod), started, &answer);
+        observed.answered(&answer);
         let guard = Guard {
             load,
             request: Some(slot),
-            outside: None,
+            pair,
+            ..Guard::default()
         };
         Ok(guarded(answer?, guard))
     }
@@ -320,7 +331,7 @@ impl Call<'_> {
     async fn over_socket(
         &self,
         address: SocketAddr,
-        request: Request<Body>,
+        mut request: Request<Body>,
         load: Option<InFlight>,
         pod: Option<&PodNetwork>,
     ) -> Result<Response<Body>, HttpError> {
@@ -331,9 +342,13 @@ impl Call<'_> {
             Some(pod) => pod.client(),
             None => self.fabric.rim_client(),
         };
-        let started = Instant::now();
+        // The bytes are counted by the connection; what goes to another node is counted there.
+        let elsewhere = pod.is_none() && self.fabric.is_of_cluster(address.ip());
+        let observed = (!elsewhere).then(|| self.observe(pod, address, &mut request).0);
         let answer = client.request(address, request).await;
-        self.count(pod, started, &answer);
+        if let Some(observed) = observed {
+            observed.answered(&answer);
+        }
         let guard = Guard {
             load,
             ..Guard::default()
@@ -360,7 +375,7 @@ impl Call<'_> {
         Ok(response)
     }
 
-    async fn outside(&self, request: Request<Body>) -> Result<Response<Body>, HttpError> {
+    async fn outside(&self, mut request: Request<Body>) -> Result<Response<Body>, HttpError> {
         if let Some(ip) = request.uri().host().and_then(literal) {
             // The client does not ask its resolver about literals, and so not the policy.
             let policy = &self.fabric.config.egress;
@@ -372,32 +387,52 @@ impl Call<'_> {
             .fabric
             .outside_slot(self.caller.pod)
             .map_err(|error| HttpError::Connect(error.to_string()))?;
-        let started = Instant::now();
+        let address = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, 0));
+        let (observed, pair) = self.observe(None, address, &mut request);
+        let request = counted(request, pair.as_ref());
         let answer = self.fabric.egress.request(request).await;
-        self.count(None, started, &answer);
+        observed.answered(&answer);
         let mut response = answer?;
         strip_hop_by_hop(response.headers_mut());
         let guard = Guard {
             outside: Some(slot),
+            pair,
             ..Guard::default()
         };
         Ok(guarded(response, guard))
     }
 
-    fn count(
+    /// Begins to watch a request; `None` is the outside.
+    fn observe(
         &self,
         pod: Option<&PodNetwork>,
-        started: Instant,
-        answer: &Result<Response<Body>, HttpError>,
-    ) {
-        let destination = pod.map_or(&self.fabric.outside, |pod| pod.workload());
-        let failed = match answer {
-            Ok(response) => response.status() >= StatusCode::INTERNAL_SERVER_ERROR,
-            Err(_) => true,
+        address: SocketAddr,
+        request: &mut Request<Body>,
+    ) -> (Observed<'_>, Option<Arc<Pair>>) {
+        let (destination, security) = match pod {
+            Some(pod) => (pod.workload(), observe::security(&self.caller)),
+            None => (&self.fabric.outside, Security::Outside),
         };
-        if let Some(pair) = self.fabric.traffic.pair(self.caller.workload, destination) {
-            pair.answered(failed, started.elapsed());
+        let pair = self
+            .fabric
+            .traffic
+            .pair(self.caller.workload, destination, security);
+        let observed =
+            self.fabric
+                .observer
+                .begin(&self.caller, destination, address, pair.clone(), request);
+        (observed, pair)
+    }
+}
+
+/// The request with a body that is counted as it is read; one without body as it is.
+fn counted(request: Request<Body>, pair: Option<&Arc<Pair>>) -> Request<Body> {
+    match pair {
+        Some(pair) if !request.body().is_end_stream() => {
+            let pair = Arc::clone(pair);
+            request.map(|body| Counted { body, pair }.boxed_unsync())
         }
+        _ => request,
     }
 }
 
@@ -405,13 +440,7 @@ fn guarded(response: Response<Body>, guard: Guard) -> Response<Body> {
     if response.body().is_end_stream() {
         return response;
     }
-    response.map(|body| {
-        Guarded {
-            body,
-            _guard: guard,
-        }
-        .boxed_unsync()
-    })
+    response.map(|body| Guarded { body, guard }.boxed_unsync())
 }
 
 // === impl Guarded ===
@@ -424,7 +453,39 @@ impl http_body::Body for Guarded {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let (Poll::Ready(Some(Ok(frame))), Some(pair)) = (&polled, &self.guard.pair)
+            && let Some(data) = frame.data_ref()
+        {
+            pair.received(data.len());
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl http_body::Body for Counted {
+    type Data = bytes::Bytes;
+    type Error = wasmtime_wasi_http::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            self.pair.sent(data.len());
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 
 use super::balancer::InFlight;
+use super::traffic::Connected;
 use super::{SocketError, SocketSlot};
 
 /// Bytes one direction may hold while its pod is within its budget.
@@ -97,6 +98,8 @@ pub(crate) struct Side {
     _slot: Option<SocketSlot>,
     /// Counts the connection as load of the endpoint it was balanced to.
     _load: Option<InFlight>,
+    /// Counts the connection and its bytes, as this side sees them.
+    counted: Option<Connected>,
 }
 
 /// Receives chunks; end of stream is `None`. Dropping it throws away what still comes.
@@ -117,6 +120,8 @@ pub(crate) struct Account {
     pub(crate) budget: Arc<Budget>,
     pub(crate) slot: Option<SocketSlot>,
     pub(crate) load: Option<InFlight>,
+    /// Of the side that opened the connection.
+    pub(crate) counted: Option<Connected>,
 }
 
 /// Both ends of a new connection.
@@ -128,12 +133,14 @@ pub(crate) fn connection(client: Account, server: Account) -> ((Reader, Writer),
         outgoing: Arc::clone(&to_server),
         _slot: client.slot,
         _load: client.load,
+        counted: client.counted,
     });
     let server = Arc::new(Side {
         incoming: to_server,
         outgoing: to_client,
         _slot: server.slot,
         _load: server.load,
+        counted: server.counted,
     });
     (halves(client), halves(server))
 }
@@ -230,6 +237,9 @@ impl Reader {
             if let Some(waker) = waker {
                 waker.wake();
             }
+            if let Some(counted) = &self.side.counted {
+                counted.pair().received(chunk.len());
+            }
             return Poll::Ready(Some(Ok(chunk)));
         }
         if state.reset {
@@ -305,6 +315,9 @@ impl Writer {
             return Err(SocketError::TooLarge);
         }
         self.granted -= bytes.len();
+        if let Some(counted) = &self.side.counted {
+            counted.pair().sent(bytes.len());
+        }
         let pipe = &self.side.outgoing;
         let waker = {
             let mut state = pipe.lock();
@@ -383,6 +396,7 @@ mod tests {
             budget: Arc::clone(&budget),
             slot: None,
             load: None,
+            counted: None,
         };
         let (client, server) = connection(account(), account());
         (client, server, budget)

@@ -3,6 +3,7 @@
 mod api;
 mod calls;
 mod dns;
+mod observe;
 mod rim;
 mod sockets;
 mod tls;

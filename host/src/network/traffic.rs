@@ -1,17 +1,41 @@
-//! Who talks to whom: counters by source and destination workload. Never blocks a request for more than a map lookup.
+//! Who talks to whom, how much, how well and how safely: counters by source, destination and security of the way. Counted
+//! where the destination lives (its node answers for it), or at the source for what leaves the cluster. Never blocks a
+//! request for more than a map lookup.
+
+mod report;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+pub(crate) use self::report::{graph, prometheus};
+
 /// Workload names remembered; later ones are counted together as `other`.
 const WORKLOADS: usize = 10_000;
-const PAIRS: usize = 100_000;
+/// A pair takes some 400 bytes.
+const PAIRS: usize = 20_000;
 
 /// The destination of egress, the source of listeners.
 pub(crate) const OUTSIDE: &str = "outside";
 const OTHER: &str = "other";
+
+/// Upper bounds of the histogram's buckets, in microseconds; the last bucket has none.
+pub(crate) const BOUNDS: [u64; 13] = [
+    250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    5_000_000,
+];
+
+/// How the bytes came, or went.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Security {
+    /// Within this process: no wire.
+    InProcess,
+    /// Over the tunnel: encrypted, both nodes authenticated.
+    MutualTls,
+    /// As the client outside sent it, or as the guest sends it there.
+    Outside,
+}
 
 /// A name with a number, shared by all pods of a workload.
 #[derive(Debug)]
@@ -21,34 +45,69 @@ pub(crate) struct Workload {
 }
 
 /// Counters of one direction between two workloads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pair {
     source: String,
     destination: String,
+    security: Security,
     connections: AtomicU64,
-    requests: AtomicU64,
-    errors: AtomicU64,
+    open: AtomicI64,
+    /// By class of status: 1xx … 5xx; and those that got no answer.
+    answers: [AtomicU64; 6],
     nanos: AtomicU64,
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    sent: AtomicU64,
+    received: AtomicU64,
+    /// Requests at the last tick, and how many there were per second in the time before it (as the bits of an f64).
+    ticked: AtomicU64,
+    rate: AtomicU64,
 }
 
+/// A connection that is open; dropping it says that it was closed.
+#[derive(Debug)]
+pub(crate) struct Connected(Arc<Pair>);
+
 /// A copy of one pair's counters.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Flow {
     /// `default/web`, or `outside`.
     pub source: String,
     pub destination: String,
+    pub security: Security,
     pub connections: u64,
+    pub open_connections: u64,
     pub requests: u64,
     /// Requests that got no answer, or one of 500 and above.
     pub errors: u64,
+    /// By class of status, 1xx to 5xx; the sixth is no answer at all.
+    pub answers: [u64; 6],
     /// Time to the response's head, summed.
     pub duration: Duration,
+    /// Requests that took at most as long as the bound of that place, and longer than the one before.
+    pub buckets: [u64; BOUNDS.len() + 1],
+    /// From source to destination, in bodies and streams.
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// Requests per second, lately.
+    pub rate: f64,
 }
 
 #[derive(Default)]
 pub(crate) struct Traffic {
     workloads: RwLock<HashMap<String, Arc<Workload>>>,
-    pairs: RwLock<HashMap<(u32, u32), Arc<Pair>>>,
+    pairs: RwLock<HashMap<(u32, u32, Security), Arc<Pair>>>,
+}
+
+// === impl Security ===
+
+impl Security {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InProcess => "in_process",
+            Self::MutualTls => "mutual_tls",
+            Self::Outside => "outside",
+        }
+    }
 }
 
 // === impl Traffic ===
@@ -56,24 +115,20 @@ pub(crate) struct Traffic {
 impl Traffic {
     /// The one `Workload` of that name.
     pub(crate) fn workload(&self, name: &str) -> Arc<Workload> {
-        let known = self
-            .workloads
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(name)
-            .cloned();
-        if let Some(known) = known {
-            return known;
+        {
+            let all = self
+                .workloads
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some(workload) = all.get(name) {
+                return Arc::clone(workload);
+            }
         }
         let mut all = self
             .workloads
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        let name = if all.len() < WORKLOADS || all.contains_key(name) {
-            name
-        } else {
-            OTHER
-        };
+        let name = if all.len() < WORKLOADS { name } else { OTHER };
         if let Some(workload) = all.get(name) {
             return Arc::clone(workload);
         }
@@ -85,8 +140,13 @@ impl Traffic {
         workload
     }
 
-    pub(crate) fn pair(&self, source: &Workload, destination: &Workload) -> Option<Arc<Pair>> {
-        let key = (source.number, destination.number);
+    pub(crate) fn pair(
+        &self,
+        source: &Workload,
+        destination: &Workload,
+        security: Security,
+    ) -> Option<Arc<Pair>> {
+        let key = (source.number, destination.number, security);
         let known = self
             .pairs
             .read()
@@ -100,21 +160,28 @@ impl Traffic {
         if pairs.len() >= PAIRS {
             return None;
         }
-        let pair = pairs.entry(key).or_insert_with(|| {
-            Arc::new(Pair {
-                source: source.name.clone(),
-                destination: destination.name.clone(),
-                ..Pair::default()
-            })
-        });
+        let pair = pairs
+            .entry(key)
+            .or_insert_with(|| Arc::new(Pair::new(&source.name, &destination.name, security)));
         Some(Arc::clone(pair))
     }
 
     pub(crate) fn flows(&self) -> Vec<Flow> {
         let pairs = self.pairs.read().unwrap_or_else(PoisonError::into_inner);
         let mut flows: Vec<Flow> = pairs.values().map(|pair| pair.read()).collect();
-        flows.sort_by(|a, b| (&a.source, &a.destination).cmp(&(&b.source, &b.destination)));
+        drop(pairs);
+        flows.sort_by(|a, b| {
+            (&a.source, &a.destination, a.security).cmp(&(&b.source, &b.destination, b.security))
+        });
         flows
+    }
+
+    /// Works out rates; `passed` is the time since the last call.
+    pub(crate) fn tick(&self, passed: Duration) {
+        let pairs = self.pairs.read().unwrap_or_else(PoisonError::into_inner);
+        for pair in pairs.values() {
+            pair.tick(passed);
+        }
     }
 }
 
@@ -129,27 +196,132 @@ impl Workload {
 // === impl Pair ===
 
 impl Pair {
-    pub(crate) fn connected(&self) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
+    fn new(source: &str, destination: &str, security: Security) -> Self {
+        Self {
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            security,
+            connections: AtomicU64::default(),
+            open: AtomicI64::default(),
+            answers: Default::default(),
+            nanos: AtomicU64::default(),
+            buckets: Default::default(),
+            sent: AtomicU64::default(),
+            received: AtomicU64::default(),
+            ticked: AtomicU64::default(),
+            rate: AtomicU64::default(),
+        }
     }
 
-    pub(crate) fn answered(&self, failed: bool, took: Duration) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        if failed {
-            self.errors.fetch_add(1, Ordering::Relaxed);
-        }
+    pub(crate) fn connected(self: &Arc<Self>) -> Connected {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Connected(Arc::clone(self))
+    }
+
+    /// `status` is `None` when no answer came.
+    pub(crate) fn answered(&self, status: Option<u16>, took: Duration) {
+        let class = status.map_or(5, |status| usize::from(status / 100).clamp(1, 5) - 1);
+        self.answers[class].fetch_add(1, Ordering::Relaxed);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.nanos.fetch_add(nanos, Ordering::Relaxed);
+        let micros = nanos.div_ceil(1_000);
+        let bucket = BOUNDS.partition_point(|bound| *bound < micros);
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes from the source to the destination.
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes from the destination back to the source.
+    pub(crate) fn received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn requests(&self) -> u64 {
+        let answers = self.answers.iter();
+        answers.map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a rate is an estimate")]
+    fn tick(&self, passed: Duration) {
+        let requests = self.requests();
+        let before = self.ticked.swap(requests, Ordering::Relaxed);
+        let rate = requests.saturating_sub(before) as f64 / passed.as_secs_f64().max(0.001);
+        self.rate.store(rate.to_bits(), Ordering::Relaxed);
     }
 
     fn read(&self) -> Flow {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let answers: [u64; 6] = std::array::from_fn(|at| load(&self.answers[at]));
         Flow {
             source: self.source.clone(),
             destination: self.destination.clone(),
-            connections: self.connections.load(Ordering::Relaxed),
-            requests: self.requests.load(Ordering::Relaxed),
-            errors: self.errors.load(Ordering::Relaxed),
-            duration: Duration::from_nanos(self.nanos.load(Ordering::Relaxed)),
+            security: self.security,
+            connections: load(&self.connections),
+            open_connections: u64::try_from(self.open.load(Ordering::Relaxed)).unwrap_or(0),
+            requests: answers.iter().sum(),
+            errors: answers[4] + answers[5],
+            answers,
+            duration: Duration::from_nanos(load(&self.nanos)),
+            buckets: std::array::from_fn(|at| load(&self.buckets[at])),
+            bytes_sent: load(&self.sent),
+            bytes_received: load(&self.received),
+            rate: f64::from_bits(load(&self.rate)),
         }
+    }
+}
+
+// === impl Connected ===
+
+impl Connected {
+    pub(crate) fn pair(&self) -> &Pair {
+        &self.0
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_counts_answers_time_bytes_and_open_connections() {
+        let traffic = Traffic::default();
+        let (a, b) = (traffic.workload("default/a"), traffic.workload("default/b"));
+        let pair = traffic.pair(&a, &b, Security::MutualTls).unwrap();
+        let open = pair.connected();
+        drop(pair.connected());
+        pair.answered(Some(204), Duration::from_micros(250));
+        pair.answered(Some(503), Duration::from_millis(30));
+        pair.answered(None, Duration::from_secs(9));
+        open.pair().sent(3);
+        pair.received(5);
+        traffic.tick(Duration::from_secs(2));
+        let flow = traffic.flows().remove(0);
+        assert_eq!((flow.connections, flow.open_connections), (2, 1));
+        assert_eq!((flow.requests, flow.errors), (3, 2));
+        assert_eq!(flow.answers, [0, 1, 0, 0, 1, 1]);
+        assert_eq!((flow.bytes_sent, flow.bytes_received), (3, 5));
+        assert_eq!(flow.buckets[0], 1, "a bound belongs to its bucket");
+        assert_eq!(flow.buckets[BOUNDS.len()], 1, "beyond the last bound");
+        assert!((flow.rate - 1.5).abs() < 0.001);
+    }
+
+    #[test]
+    fn more_workloads_than_are_remembered_count_together() {
+        let traffic = Traffic::default();
+        for number in 0..WORKLOADS + 10 {
+            traffic.workload(&format!("default/{number}"));
+        }
+        assert_eq!(traffic.workload("default/new").name(), OTHER);
+        assert_eq!(traffic.workload("default/1").name(), "default/1");
     }
 }

@@ -21,11 +21,12 @@ use super::egress::Egress;
 use super::identity::Identity;
 use super::namespaces::Namespaces;
 use super::nodes::Nodes;
+use super::observe::{self, Observer};
 use super::pipe::{self, Account, Budget};
 use super::pod::{PodIdentity, PodNetwork};
 use super::ports::{PortTable, Sockets, Target};
 use super::table::{Port, Protocol, Table};
-use super::traffic::{OUTSIDE, Traffic, Workload};
+use super::traffic::{Connected, OUTSIDE, Security, Traffic, Workload};
 use super::tunnel::{self, Peer, Tunnel};
 use super::{Config, Error, SocketError, Stream, forward, serve};
 use crate::dns::server::{Dns, rim};
@@ -50,6 +51,7 @@ pub(crate) struct Fabric {
     pub(crate) egress: Egress,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) traffic: Traffic,
+    pub(crate) observer: Observer,
     pub(crate) outside: Arc<Workload>,
     /// Every task of the network.
     pub(crate) tasks: TaskTracker,
@@ -133,6 +135,7 @@ impl Fabric {
                 services.clone(),
                 namespaces.clone(),
             )),
+            observer: Observer::new(&config.observe, &config.node_name)?,
             services,
             namespaces,
             nodes: Arc::new(Nodes::new(&config.node_name)),
@@ -209,6 +212,11 @@ impl Fabric {
             .unwrap_or_else(PoisonError::into_inner)
             .get(&address)
             .cloned()
+    }
+
+    /// A pod's address, on whatever node.
+    pub(crate) fn is_of_cluster(&self, ip: IpAddr) -> bool {
+        matches!(ip, IpAddr::V4(ip) if self.config.cluster_cidr.contains(&ip))
     }
 
     /// The other node that has `address`.
@@ -365,6 +373,7 @@ impl Fabric {
             budget: Arc::clone(caller.budget),
             slot,
             load: None,
+            counted: None,
         };
         let slot = caller.sockets.map(Sockets::take).transpose()?;
         let (client, server) = pipe::connection(account(slot), account(None));
@@ -491,6 +500,16 @@ impl Fabric {
         self.connect_outside(caller, seen, endpoint, load).await
     }
 
+    fn counted(
+        &self,
+        caller: &Caller<'_>,
+        destination: &Workload,
+        security: Security,
+    ) -> Option<Connected> {
+        let pair = self.traffic.pair(caller.workload, destination, security);
+        pair.map(|pair| pair.connected())
+    }
+
     /// Both ends of a pipe to a pod's port: a socket's backlog, or an HTTP/1.1 server in front of its handler.
     pub(crate) async fn deliver(
         self: &Arc<Self>,
@@ -509,11 +528,13 @@ impl Fabric {
             budget: Arc::clone(caller.budget),
             slot: caller.sockets.map(Sockets::take).transpose()?,
             load,
+            counted: self.counted(caller, pod.workload(), observe::security(caller)),
         };
         let server = Account {
             budget: Arc::clone(pod.budget()),
             slot: Some(pod.sockets().take().map_err(|_| SocketError::Refused)?),
             load: None,
+            counted: None,
         };
         let from = if own && endpoint.ip().is_loopback() {
             SocketAddr::new(endpoint.ip(), caller.from.port())
@@ -543,9 +564,6 @@ impl Fabric {
             }
             Target::Http(handler) => serve::spawn(self, server, handler),
         }
-        if let Some(pair) = self.traffic.pair(caller.workload, pod.workload()) {
-            pair.connected();
-        }
         Ok(client)
     }
 
@@ -557,17 +575,20 @@ impl Fabric {
         endpoint: SocketAddr,
         load: Option<InFlight>,
     ) -> Result<Stream, SocketError> {
-        let client = Account {
+        let mut client = Account {
             budget: Arc::clone(caller.budget),
             slot: caller.sockets.map(Sockets::take).transpose()?,
             load,
+            counted: None,
         };
         let permit = self.outside_slot(caller.pod)?;
         let socket = self.egress.connect(endpoint).await?;
+        client.counted = self.counted(caller, &self.outside, Security::Outside);
         let server = Account {
             budget: Arc::clone(caller.budget),
             slot: None,
             load: None,
+            counted: None,
         };
         let (client, server) = pipe::connection(client, server);
         let server = Stream {
@@ -585,9 +606,6 @@ impl Fabric {
             }
             drop(permit);
         });
-        if let Some(pair) = self.traffic.pair(caller.workload, &self.outside) {
-            pair.connected();
-        }
         Ok(Stream {
             local: caller.from,
             peer: seen,

@@ -1,11 +1,13 @@
-//! What this node's containers use, as Prometheus text under the names kubelet and cAdvisor use.
+//! What this node's containers use and say to one another, as Prometheus text; kubelet's and cAdvisor's names where they have one.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
+use crate::network::Network;
 use crate::pods::known::{Known, Sample};
 
 /// Name, kind, help, and the value of one container.
@@ -53,8 +55,9 @@ const FAMILIES: [Family; 6] = [
     ),
 ];
 
-pub(super) async fn metrics(State(known): State<Known>) -> Response {
-    let text = text(known.count(), &known.samples());
+pub(super) async fn metrics(State((known, network)): State<(Known, Arc<Network>)>) -> Response {
+    let mut text = text(known.count(), &known.samples());
+    text.push_str(&network.metrics());
     (
         [(
             header::CONTENT_TYPE,

@@ -25,9 +25,26 @@ async fn ask(router: &Router, path: &str) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).expect("text"))
 }
 
+fn network() -> Arc<Network> {
+    let network = Network::new(crate::network::Config::default());
+    Arc::new(network.expect("a network of no pods"))
+}
+
+#[tokio::test]
+async fn metrics_and_the_graph_name_the_node() {
+    let router = router(Known::default(), network());
+    let (status, text) = ask(&router, "/metrics").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(text.contains("# TYPE coracle_mesh_requests_total counter"));
+    let (_, graph) = ask(&router, "/graph").await;
+    let graph: serde_json::Value = serde_json::from_str(&graph).expect("JSON");
+    assert_eq!(graph["node"], "node");
+    assert_eq!(graph["edges"], serde_json::json!([]));
+}
+
 #[tokio::test]
 async fn what_is_not_there_yet_says_so() {
-    let router = router(Known::default());
+    let router = router(Known::default(), network());
     assert_eq!(
         ask(&router, "/healthz").await,
         (StatusCode::OK, "ok".to_owned())
@@ -67,7 +84,7 @@ async fn a_followed_log_ends_with_its_instance() {
     });
     let known = Known::default();
     known.insert(Arc::new(record));
-    let router = router(known);
+    let router = router(known, network());
     log.write(LogStream::Stdout, b"one\n");
     log.write(LogStream::Stderr, b"two\n");
     let asking = ask(&router, "/containerLogs/default/web/app?follow=true");

@@ -18,8 +18,9 @@ use super::writer;
 use crate::store::Error;
 use crate::store::queue::Health;
 
-/// For one look at the log; a look that has far to go takes several statements.
-const LOOK: Duration = Duration::from_secs(60);
+/// For one look at the log; a look that has far to go takes many statements, which have deadlines of their own, or
+/// loads everything anew.
+const LOOK: Duration = Duration::from_secs(400);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 

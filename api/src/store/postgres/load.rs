@@ -17,6 +17,8 @@ use crate::store::{Error, Indexer, Key, Revision};
 
 /// Rows of the log that are read at once.
 const STEP: u64 = 256;
+/// For one such step: a network that swallows must not be waited for.
+const LOOK: Duration = Duration::from_secs(10);
 const LOAD: Duration = Duration::from_secs(300);
 
 /// Where the log is after a look at it.
@@ -123,9 +125,12 @@ pub(super) async fn follow(
         let rows = sqlx::query(LOG)
             .bind(signed(after))
             .bind(signed(after + STEP))
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(judge)?;
+            .fetch_all(&mut *connection);
+        let rows = timeout(LOOK, rows).await.map_err(|_| {
+            let why = format!("the log was not read in {LOOK:?}");
+            Failure::Lost(Error::Unavailable(why))
+        })?;
+        let rows = rows.map_err(judge)?;
         let newest = rows.first().map_or(0, |row| number(row, 0));
         if newest <= after {
             // Our own commits may have been published since the statement began.

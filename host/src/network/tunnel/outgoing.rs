@@ -35,6 +35,8 @@ pub(crate) async fn connect(
         budget: Arc::clone(caller.budget),
         slot: caller.sockets.map(Sockets::take).transpose()?,
         load,
+        // The other node counts what reaches its pods.
+        counted: None,
     };
     let head = head(fabric, caller, endpoint)?;
     let connecting = async {
@@ -54,11 +56,12 @@ pub(crate) async fn connect(
     let (response, send, in_use) = tokio::time::timeout_at(deadline, connecting)
         .await
         .map_err(|_| SocketError::TimedOut)??;
-    let (parts, recv) = response.into_parts();
+    let recv = response.into_body();
     let server = Account {
         budget: Arc::clone(caller.budget),
         slot: None,
         load: None,
+        counted: None,
     };
     let (client, server) = pipe::connection(client, server);
     let server = Stream {
@@ -76,10 +79,6 @@ pub(crate) async fn connect(
         }
         drop(in_use);
     });
-    let workload = words::workload(fabric, &parts.headers);
-    if let Some(pair) = fabric.traffic.pair(caller.workload, &workload) {
-        pair.connected();
-    }
     Ok(Stream {
         local: caller.from,
         peer: seen,

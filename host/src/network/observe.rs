@@ -1,0 +1,215 @@
+//! What is remembered of one HTTP request between workloads: counters always, a span and a line of the access log when
+//! asked for. Changes nothing of the request but its trace context.
+
+mod access_log;
+pub(crate) mod trace;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use http::{Request, Response, header};
+use opentelemetry::KeyValue;
+use tokio::time::Instant;
+
+use self::access_log::{AccessLog, Line};
+use self::trace::{Traced, Tracer};
+use super::traffic::{Pair, Security, Workload};
+use super::vnet::Caller;
+use super::{Body, HttpError};
+
+/// What a node is asked to tell beside its metrics. The default tells nothing.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The collector's base URL, `http://192.0.2.5:4318`.
+    pub otlp_endpoint: Option<String>,
+    /// Of the traces that begin here, how many are kept: 0 to 1.
+    pub trace_ratio: f64,
+    /// A file, or `-`.
+    pub access_log: Option<PathBuf>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Trace(#[from] trace::Error),
+    #[error("the access log {path} cannot be written: {source}")]
+    AccessLog {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+}
+
+/// Whoever wants to know of requests.
+#[derive(Default)]
+pub(crate) struct Observer {
+    node: String,
+    tracer: trace::Shared,
+    log: Option<AccessLog>,
+}
+
+/// One request that is being answered.
+pub(crate) struct Observed<'a> {
+    observer: &'a Observer,
+    pair: Option<Arc<Pair>>,
+    started: Instant,
+    span: Option<Traced>,
+    line: Option<Box<Line>>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            otlp_endpoint: None,
+            trace_ratio: 1.0,
+            access_log: None,
+        }
+    }
+}
+
+/// How the bytes of this caller came here.
+pub(crate) fn security(caller: &Caller<'_>) -> Security {
+    if caller.pod.is_some() {
+        Security::InProcess
+    } else if caller.identity.is_some() {
+        Security::MutualTls
+    } else {
+        Security::Outside
+    }
+}
+
+// === impl Observer ===
+
+impl Observer {
+    /// Call inside a tokio runtime.
+    pub(crate) fn new(config: &Config, node: &str) -> Result<Self, Error> {
+        let endpoint = config.otlp_endpoint.as_deref();
+        let tracer = endpoint
+            .map(|endpoint| Tracer::new(endpoint, config.trace_ratio, node))
+            .transpose()?;
+        let log = config.access_log.as_deref().map(|path| {
+            AccessLog::open(path).map_err(|source| Error::AccessLog {
+                path: path.to_owned(),
+                source,
+            })
+        });
+        Ok(Self {
+            node: node.to_owned(),
+            tracer: tracer.map(Arc::new),
+            log: log.transpose()?,
+        })
+    }
+
+    /// A request is about to be sent to `destination` at `address`.
+    pub(crate) fn begin<'a>(
+        &'a self,
+        caller: &Caller<'_>,
+        destination: &Workload,
+        address: SocketAddr,
+        pair: Option<Arc<Pair>>,
+        request: &mut Request<Body>,
+    ) -> Observed<'a> {
+        let span = self.tracer.as_ref().map(|tracer| {
+            let attributes = attributes(caller, destination, request);
+            let name = request.method().to_string();
+            tracer.begin(name, attributes, request.headers_mut())
+        });
+        let line = self.log.as_ref().map(|_| {
+            let trace_id = span.as_ref().map(Traced::id);
+            Box::new(self.line(caller, destination, address, request, trace_id))
+        });
+        Observed {
+            observer: self,
+            pair,
+            started: Instant::now(),
+            span,
+            line,
+        }
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a log carries the time of what happened"
+    )]
+    fn line(
+        &self,
+        caller: &Caller<'_>,
+        destination: &Workload,
+        address: SocketAddr,
+        request: &Request<Body>,
+        trace_id: Option<String>,
+    ) -> Line {
+        Line {
+            time: jiff::Timestamp::now(),
+            node: self.node.clone(),
+            source: caller.workload.name().to_owned(),
+            source_identity: caller.identity.map(|id| id.spiffe().to_string()),
+            destination: destination.name().to_owned(),
+            address: address.to_string(),
+            security: security(caller).as_str(),
+            method: request.method().to_string(),
+            host: host(request).to_owned(),
+            path: request.uri().path().to_owned(),
+            status: None,
+            error: None,
+            duration_ms: 0.0,
+            trace_id,
+        }
+    }
+
+    /// Sends what is left. May block a moment.
+    pub(crate) fn shutdown(&self) {
+        if let Some(tracer) = &self.tracer {
+            tracer.shutdown();
+        }
+    }
+}
+
+fn host<'a>(request: &'a Request<Body>) -> &'a str {
+    let header = request.headers().get(header::HOST);
+    header
+        .and_then(|host| host.to_str().ok())
+        .unwrap_or_default()
+}
+
+/// OpenTelemetry's names for them.
+fn attributes(
+    caller: &Caller<'_>,
+    destination: &Workload,
+    request: &Request<Body>,
+) -> Vec<KeyValue> {
+    vec![
+        KeyValue::new("http.request.method", request.method().to_string()),
+        KeyValue::new("url.path", request.uri().path().to_owned()),
+        KeyValue::new("server.address", host(request).to_owned()),
+        KeyValue::new("coracle.source", caller.workload.name().to_owned()),
+        KeyValue::new("coracle.destination", destination.name().to_owned()),
+        KeyValue::new("coracle.security", security(caller).as_str()),
+    ]
+}
+
+// === impl Observed ===
+
+impl Observed<'_> {
+    /// The head of the answer is there, or there will be none.
+    pub(crate) fn answered(self, answer: &Result<Response<Body>, HttpError>) {
+        let took = self.started.elapsed();
+        let status = answer.as_ref().ok().map(|r| r.status().as_u16());
+        if let Some(pair) = &self.pair {
+            pair.answered(status, took);
+        }
+        let outcome = || match answer {
+            Ok(response) => Ok(response.status().as_u16()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Some(mut span) = self.span {
+            span.answered(outcome());
+        }
+        if let (Some(mut line), Some(log)) = (self.line, &self.observer.log) {
+            line.duration_ms = took.as_secs_f64() * 1e3;
+            line.status = status;
+            line.error = outcome().err();
+            log.add(*line);
+        }
+    }
+}

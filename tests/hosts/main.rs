@@ -1,0 +1,17 @@
+//! Several hosts: the real binary in network namespaces, real kubectl, real Postgres, and what happens when any of it goes
+//! away. Needs the right to make network namespaces.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the tests wait in real time: the cluster is other processes"
+)]
+#![expect(
+    clippy::print_stdout,
+    reason = "a skipped test says why, a failed one shows the cluster"
+)]
+
+mod cluster;
+mod failure;
+mod lab;
+mod load;
+mod network;
+mod postgres;

@@ -10,12 +10,16 @@
 mod disk;
 #[path = "store/model.rs"]
 mod model;
+#[path = "store/outages.rs"]
+mod outages;
 #[path = "support/postgres.rs"]
 mod postgres_server;
 #[path = "store/replicas.rs"]
 mod replicas;
 #[path = "store/sealed.rs"]
 mod sealed;
+#[path = "store/world.rs"]
+mod world;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,132 +33,7 @@ use api::store::{
 };
 use tokio::time::{Instant, timeout};
 
-/// Longer than anything here takes.
-const DEADLINE: Duration = Duration::from_secs(20);
-
-struct World {
-    store: Arc<dyn Store>,
-    _directory: Option<tempfile::TempDir>,
-    _server: Option<postgres_server::Server>,
-}
-
-impl World {
-    async fn memory(config: Config) -> Self {
-        Self {
-            store: Arc::new(Memory::with(config)),
-            _directory: None,
-            _server: None,
-        }
-    }
-
-    async fn sqlite(config: Config) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let options = Options {
-            cache: config,
-            ..Options::default()
-        };
-        let path = directory.path().join("state.db");
-        let store = Sqlite::open_with(&path, indexer(), options).await.unwrap();
-        Self {
-            store: Arc::new(store),
-            _directory: Some(directory),
-            _server: None,
-        }
-    }
-
-    /// `None` where Postgres is not installed.
-    async fn postgres(config: Config) -> Option<Self> {
-        let server = postgres_server::Server::start(&["fsync=off"])?;
-        let options = database::Options {
-            cache: config,
-            ..database::Options::default()
-        };
-        let address = database::Address::parse(&server.url()).unwrap();
-        let store = Postgres::open_with(address, indexer(), options).await;
-        Some(Self {
-            store: Arc::new(store.unwrap()),
-            _directory: None,
-            _server: Some(server),
-        })
-    }
-
-    fn cache(&self) -> &Arc<Cache> {
-        self.store.cache()
-    }
-
-    async fn put(&self, key: &Key, expect: Expect, body: &str) -> Result<Revision, Error> {
-        let done = self.store.commit(vec![put(key, expect, body)]).await?;
-        Ok(done[0].revision)
-    }
-
-    async fn delete(&self, key: &Key, expect: Expect) -> Result<Revision, Error> {
-        let done = self.store.commit(vec![delete(key, expect)]).await?;
-        Ok(done[0].revision)
-    }
-}
-
-/// The field `body` of the test's objects: what an index has to be worked out from when loaded.
-fn indexer() -> Indexer {
-    Arc::new(|_, bytes| {
-        let object: serde_json::Value = serde_json::from_slice(bytes).unwrap();
-        index(object["body"].as_str().unwrap())
-    })
-}
-
-fn index(body: &str) -> Index {
-    Index {
-        uid: "u".into(),
-        labels: Box::default(),
-        fields: Box::new([("body", body.into())]),
-    }
-}
-
-fn draft(body: &str) -> Draft {
-    Draft {
-        head: format!("{{\"body\":\"{body}\",\"rv\":\"").into(),
-        tail: "\"}".into(),
-        index: index(body),
-    }
-}
-
-fn bytes(body: &str, revision: Revision) -> String {
-    format!("{{\"body\":\"{body}\",\"rv\":\"{revision}\"}}")
-}
-
-fn put(key: &Key, expect: Expect, body: &str) -> Operation {
-    Operation {
-        key: key.clone(),
-        expect,
-        change: Change::Put(draft(body)),
-    }
-}
-
-fn delete(key: &Key, expect: Expect) -> Operation {
-    Operation {
-        key: key.clone(),
-        expect,
-        change: Change::Delete(draft("gone")),
-    }
-}
-
-fn pod(name: &str) -> Key {
-    Key::new("pods", "default", name)
-}
-
-fn names<'a>(objects: impl IntoIterator<Item = &'a Arc<Stored>>) -> Vec<String> {
-    objects.into_iter().map(|o| o.key.to_string()).collect()
-}
-
-/// The next change as `revision key body`, `-` for deletions.
-async fn next(watcher: &mut Watcher) -> Option<String> {
-    let event = timeout(DEADLINE, watcher.next()).await.unwrap()?;
-    let mark = if event.deleted { "-" } else { "+" };
-    let body = event.object.index.field("body").unwrap();
-    Some(format!(
-        "{}{mark}{}={body}",
-        event.revision, event.object.key
-    ))
-}
+use world::{DEADLINE, World, bytes, delete, draft, index, indexer, names, next, pod, put};
 
 macro_rules! over_every_store {
     ($($(#[doc = $doc:literal])* $name:ident $config:expr;)*) => {

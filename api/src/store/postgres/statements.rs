@@ -102,13 +102,6 @@ pub(super) async fn write(
     }
     let marks: Vec<_> = stamp.mark.iter().map(|m| signed(m.revision)).collect();
     let times: Vec<_> = stamp.mark.iter().map(|m| signed(m.at)).collect();
-    let slices = |values: &'_ [Cow<'_, [u8]>]| -> Vec<Vec<u8>> {
-        values.iter().map(|value| value.to_vec()).collect()
-    };
-    let optional = |values: &'_ [Option<Cow<'_, [u8]>>]| -> Vec<Option<Vec<u8>>> {
-        let owned = |value: &Option<Cow<'_, [u8]>>| value.as_ref().map(|value| value.to_vec());
-        values.iter().map(owned).collect()
-    };
     let done = sqlx::query(WRITE)
         .bind(signed(batch.base()))
         .bind(signed(batch.revision()))
@@ -121,7 +114,7 @@ pub(super) async fn write(
         .bind(puts.keys.names)
         .bind(puts.created)
         .bind(puts.revisions)
-        .bind(slices(&puts.values))
+        .bind(plain(&puts.values))
         .bind(stamp.commit)
         .bind(log.revisions)
         .bind(log.created)
@@ -138,6 +131,14 @@ pub(super) async fn write(
         .fetch_optional(connection)
         .await?;
     Ok(done.is_some())
+}
+
+fn plain<'v>(values: &'v [Cow<'_, [u8]>]) -> Vec<&'v [u8]> {
+    values.iter().map(|value| &**value).collect()
+}
+
+fn optional<'v>(values: &'v [Option<Cow<'_, [u8]>>]) -> Vec<Option<&'v [u8]>> {
+    values.iter().map(Option::as_deref).collect()
 }
 
 // === impl Keys ===

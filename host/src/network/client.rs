@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 
 use super::stream::StreamIo;
+use super::tunnel::Source;
 use super::vnet::Fabric;
 use super::{Body, HttpError, SocketError, Stream, serve};
 
@@ -28,20 +29,28 @@ pub(crate) struct Client(legacy::Client<Connector, Body>);
 #[derive(Clone)]
 struct Connector {
     fabric: Weak<Fabric>,
-    /// `None`: the node itself.
-    pod: Option<Ipv4Addr>,
+    whose: Whose,
+}
+
+/// Whom a client's connections come from.
+#[derive(Clone)]
+pub(crate) enum Whose {
+    Node,
+    Pod(Ipv4Addr),
+    /// A pod of another node, for which this node asks its own.
+    Remote(Weak<Source>),
 }
 
 // === impl Client ===
 
 impl Client {
-    pub(crate) fn new(fabric: Weak<Fabric>, pod: Option<Ipv4Addr>) -> Self {
+    pub(crate) fn new(fabric: Weak<Fabric>, whose: Whose) -> Self {
         Self(
             legacy::Client::builder(TokioExecutor::new())
                 .pool_idle_timeout(IDLE)
                 .pool_max_idle_per_host(IDLE_PER_ENDPOINT)
                 .pool_timer(TokioTimer::new())
-                .build(Connector { fabric, pod }),
+                .build(Connector { fabric, whose }),
         )
     }
 
@@ -179,17 +188,26 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Self { fabric, pod } = self.clone();
+        let Self { fabric, whose } = self.clone();
         Box::pin(async move {
             let endpoint: SocketAddr = uri
                 .authority()
                 .and_then(|authority| authority.as_str().parse().ok())
                 .ok_or(SocketError::NotAvailable)?;
             let fabric = fabric.upgrade().ok_or(SocketError::Unreachable)?;
-            let pod = pod.and_then(|address| fabric.pod(address));
-            let caller = pod
-                .as_ref()
-                .map_or_else(|| fabric.rim(), |pod| pod.caller());
+            let (pod, remote) = match whose {
+                Whose::Node => (None, None),
+                Whose::Pod(address) => (fabric.pod(address), None),
+                Whose::Remote(source) => (
+                    None,
+                    Some(source.upgrade().ok_or(SocketError::Unreachable)?),
+                ),
+            };
+            let caller = match (&pod, &remote) {
+                (Some(pod), _) => pod.caller(),
+                (None, Some(remote)) => remote.client_caller(&fabric),
+                (None, None) => fabric.rim(),
+            };
             let stream = fabric
                 .connect_endpoint(&caller, endpoint, endpoint, None)
                 .await?;

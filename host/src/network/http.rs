@@ -22,6 +22,7 @@ use super::pod::{PodNetwork, RequestSlot};
 use super::ports::Target;
 use super::table::{Kind, Port, Protocol, Service};
 use super::traffic::{Pair, Security};
+use super::tunnel;
 use super::vnet::{Caller, Fabric, OutsideSlot, RENEWALS, Route};
 use super::{Body, HttpError, ReturnedRequest, SocketError};
 use crate::dns::{self, Found};
@@ -272,8 +273,8 @@ impl Call<'_> {
             if let Some(pod) = self.fabric.pod(ip) {
                 return self.pod(&pod, address, request, load).await;
             }
-            if self.fabric.peer(ip).is_some() {
-                return self.over_socket(address, request, load, None).await;
+            if let Some(peer) = self.fabric.peer(ip) {
+                return self.remote(&peer, address, request, load).await;
             }
             if self.fabric.config.cluster_cidr.contains(&ip) {
                 // No longer anywhere.
@@ -338,9 +339,10 @@ impl Call<'_> {
         // A pod's 127.0.0.1 is not an address an endpoint can be reached at.
         let ip = pod.map_or(address.ip(), |pod| IpAddr::V4(pod.address()));
         let address = SocketAddr::new(ip, address.port());
-        let client = match self.caller.pod {
-            Some(pod) => pod.client(),
-            None => self.fabric.rim_client(),
+        let client = match (self.caller.pod, self.caller.remote) {
+            (Some(pod), _) => pod.client(),
+            (None, Some(remote)) => remote.client(self.fabric),
+            (None, None) => self.fabric.rim_client(),
         };
         // The bytes are counted by the connection; what goes to another node is counted there.
         let elsewhere = pod.is_none() && self.fabric.is_of_cluster(address.ip());
@@ -356,6 +358,26 @@ impl Call<'_> {
         let mut response = answer?;
         strip_hop_by_hop(response.headers_mut());
         Ok(guarded(response, guard))
+    }
+
+    /// To a pod of another node.
+    async fn remote(
+        &self,
+        peer: &tunnel::Peer,
+        address: SocketAddr,
+        request: Request<Body>,
+        load: Option<InFlight>,
+    ) -> Result<Response<Body>, HttpError> {
+        // Who has a choice does not wait for a node that is slow to answer.
+        let patient = load.is_none();
+        // The node that answers counts it.
+        let answer =
+            tunnel::send(self.fabric, peer, &self.caller, address, request, patient).await?;
+        let guard = Guard {
+            load,
+            ..Guard::default()
+        };
+        Ok(guarded(answer, guard))
     }
 
     async fn tls(

@@ -71,7 +71,7 @@ impl Default for Config {
 pub(crate) fn security(caller: &Caller<'_>) -> Security {
     if caller.pod.is_some() {
         Security::InProcess
-    } else if caller.identity.is_some() {
+    } else if caller.remote.is_some() {
         Security::MutualTls
     } else {
         Security::Outside

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use http::{Request, Response};
 use tokio::sync::Semaphore;
 
-use super::client::Client;
+use super::client::{Client, Whose};
 use super::identity::Identity;
 use super::pipe::Budget;
 use super::ports::{Bound, Listener, PortTable, Ports, Serving, Sockets};
@@ -227,7 +227,7 @@ impl PodNetwork {
 
     pub(crate) fn client(&self) -> &Client {
         self.client
-            .get_or_init(|| Client::new(Arc::downgrade(&self.fabric), Some(self.address)))
+            .get_or_init(|| Client::new(Arc::downgrade(&self.fabric), Whose::Pod(self.address)))
     }
 
     /// Counts a request, or `None` when the pod answers as many as it may.
@@ -241,6 +241,7 @@ impl PodNetwork {
     pub(crate) fn caller(&self) -> Caller<'_> {
         Caller {
             pod: Some(self),
+            remote: None,
             from: SocketAddr::from((self.address, self.ports.outgoing())),
             budget: &self.budget,
             sockets: Some(&self.sockets),

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
 use super::table::{Key, Loads, Service, Slice, Table};
@@ -97,9 +98,21 @@ pub(super) fn behind(
         .collect();
     let metadata = json!({"name": name, "namespace": namespace, "uid": name,
         "labels": {"kubernetes.io/service-name": name}});
-    let object = json!({"metadata": metadata, "spec": spec});
     let slice = json!({"addressType": "IPv4", "metadata": metadata, "ports": ports, "endpoints": endpoints});
-    let slice = Slice::parse(&serde_json::from_value(slice).unwrap()).unwrap();
+    let slice = serde_json::from_value(slice).unwrap();
+    sliced(network, (namespace, name), spec, &slice);
+}
+
+/// As [`behind`], with an EndpointSlice that may say more.
+pub(super) fn sliced(
+    network: &Network,
+    (namespace, name): (&str, &str),
+    spec: Value,
+    slice: &EndpointSlice,
+) {
+    let metadata = json!({"name": name, "namespace": namespace, "uid": name});
+    let object = json!({"metadata": metadata, "spec": spec});
+    let slice = Slice::parse(slice).unwrap();
     let key = Key {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
@@ -112,7 +125,7 @@ pub(super) fn behind(
             key,
             object,
             &[&slice],
-            &mut Loads::default(),
+            &mut Loads::new(Arc::clone(&network.fabric.nodes)),
             None,
         ));
         *table = Arc::new(next);

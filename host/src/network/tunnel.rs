@@ -11,7 +11,11 @@
 //! A stream's window bounds what waits for a pod; the connection's own window is unlimited, so that one pod that does not
 //! read cannot stop the others' streams.
 
+mod answers;
+mod body;
+mod calls;
 mod connection;
+mod datagrams;
 mod incoming;
 mod keep_alive;
 mod liveness;
@@ -53,12 +57,14 @@ use self::machine::Timing;
 use self::peer::Means;
 use self::routes::Index;
 
+pub(crate) use self::calls::send;
+pub(crate) use self::incoming::Source;
 pub(crate) use self::outgoing::connect;
 pub(crate) use self::peer::Peer;
 pub(crate) use self::server::{accept, bind, run as serve};
 
 /// What one stream may have under way and unread, in each direction.
-const WINDOW: u32 = 1 << 20;
+const WINDOW: u32 = 512 * 1024;
 /// All streams of a connection together: no bound of its own.
 const WINDOWS: u32 = (1 << 31) - 1;
 /// Larger than the standard's 16 KiB: fewer frames for bulk, still short enough for others to get in between.

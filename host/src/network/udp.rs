@@ -165,7 +165,7 @@ impl UdpSocket {
         let now = self.fabric.now();
         let known = self
             .flow(service, now)
-            .filter(|endpoint| port.has(*endpoint));
+            .filter(|endpoint| self.goes_on(port, *endpoint));
         let Some(endpoint) = known.or_else(|| {
             let picked = self.fabric.pick(port, Some(client), &Tried::default())?;
             Some(picked.address)
@@ -177,11 +177,24 @@ impl UdpSocket {
         let IpAddr::V4(ip) = endpoint.ip() else {
             return;
         };
-        if let Some(pod) = self.fabric.pod(ip)
-            && let Some(queue) = pod.ports().udp(endpoint.port(), false)
-        {
+        let Some(pod) = self.fabric.pod(ip) else {
+            if let Some(peer) = self.fabric.peer(ip) {
+                peer.send_datagram(self.source(false), endpoint, datagram);
+            }
+            return;
+        };
+        if let Some(queue) = pod.ports().udp(endpoint.port(), false) {
             queue.push(datagram, self.source(false));
         }
+    }
+
+    /// Whether a flow may go on there.
+    fn goes_on(&self, port: &Port, endpoint: SocketAddr) -> bool {
+        let IpAddr::V4(ip) = endpoint.ip() else {
+            return port.has(endpoint);
+        };
+        let answers = self.fabric.peer(ip).is_none_or(|peer| peer.is_reachable());
+        answers && port.has(endpoint)
     }
 
     pub fn local(&self) -> SocketAddr {
@@ -251,7 +264,9 @@ impl UdpSocket {
             }
             Route::Service(port) => {
                 let now = self.fabric.now();
-                let known = self.flow(to, now).filter(|endpoint| port.has(*endpoint));
+                let known = self
+                    .flow(to, now)
+                    .filter(|endpoint| self.goes_on(&port, *endpoint));
                 let Some(endpoint) = known.or_else(|| {
                     self.fabric
                         .pick(&port, Some(IpAddr::V4(self.pod)), &Tried::default())
@@ -269,6 +284,10 @@ impl UdpSocket {
                     }
                     return Poll::Ready(Ok(()));
                 }
+                if let Some(peer) = self.fabric.peer(ip) {
+                    peer.send_datagram(self.source(false), endpoint, datagram.clone());
+                    return Poll::Ready(Ok(()));
+                }
                 if let Err(error) = self.fabric.config.egress.check(endpoint.ip()) {
                     return Poll::Ready(Err(error));
                 }
@@ -279,7 +298,10 @@ impl UdpSocket {
                 Poll::Ready(Ok(()))
             }
             Route::Outside => self.poll_send_outside(cx, datagram, to),
-            Route::Node(_) => Poll::Ready(Err(SocketError::Unreachable)),
+            Route::Node(peer) => {
+                peer.send_datagram(self.source(false), to, datagram.clone());
+                Poll::Ready(Ok(()))
+            }
             Route::Nowhere(error) => Poll::Ready(Err(error)),
         }
     }

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::addresses::Addresses;
 use super::balancer::{self, Endpoint, InFlight, Millis, Tried};
-use super::client::Client;
+use super::client::{Client, Whose};
 use super::egress::Egress;
 use super::identity::Identity;
 use super::namespaces::Namespaces;
@@ -27,7 +27,7 @@ use super::pod::{PodIdentity, PodNetwork};
 use super::ports::{PortTable, Sockets, Target};
 use super::table::{Port, Protocol, Table};
 use super::traffic::{Connected, OUTSIDE, Security, Traffic, Workload};
-use super::tunnel::{self, Peer, Tunnel};
+use super::tunnel::{self, Peer, Source, Tunnel};
 use super::{Config, Error, SocketError, Stream, forward, serve};
 use crate::dns::server::{Dns, rim};
 use crate::dns::upstream::Upstream;
@@ -76,6 +76,8 @@ pub(crate) struct Fabric {
 pub(crate) struct Caller<'a> {
     /// `None` for the node itself and for clients outside.
     pub(crate) pod: Option<&'a PodNetwork>,
+    /// A pod of another node, which this node asks for.
+    pub(crate) remote: Option<&'a Arc<Source>>,
     /// As the other end sees it.
     pub(crate) from: SocketAddr,
     pub(crate) budget: &'a Arc<Budget>,
@@ -238,6 +240,7 @@ impl Fabric {
     pub(crate) fn rim_from(&self, from: SocketAddr) -> Caller<'_> {
         Caller {
             pod: None,
+            remote: None,
             from,
             budget: &self.rim_budget,
             sockets: None,
@@ -248,7 +251,7 @@ impl Fabric {
 
     pub(crate) fn rim_client(self: &Arc<Self>) -> &Client {
         self.rim_client
-            .get_or_init(|| Client::new(Arc::downgrade(self), None))
+            .get_or_init(|| Client::new(Arc::downgrade(self), Whose::Node))
     }
 
     /// An endpoint of `port` that was not tried, by affinity or by load.

@@ -3,18 +3,20 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
+use h2::RecvStream;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream};
 use http::header::{HeaderMap, HeaderValue};
 use http::{Method, Request, Response};
 use tracing::debug;
 
 use super::{Tunnel, streams, words};
 use crate::network::SocketError;
+use crate::network::client::{Client, Whose};
 use crate::network::identity::Identity;
+use crate::network::pipe::Budget;
 use crate::network::pod::PodNetwork;
 use crate::network::table::Protocol;
 use crate::network::traffic::Workload;
@@ -25,7 +27,7 @@ const SOURCES: usize = 4_096;
 
 /// What comes in on one connection.
 pub(super) struct Incoming {
-    fabric: Arc<Fabric>,
+    pub(super) fabric: Arc<Fabric>,
     tunnel: Arc<Tunnel>,
     /// The node at the other end, from its certificate.
     node: Box<str>,
@@ -38,21 +40,39 @@ pub(crate) struct Source {
     pub(crate) address: Ipv4Addr,
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) workload: Arc<Workload>,
+    /// Its HTTP to endpoints that listen on sockets.
+    client: OnceLock<Client>,
 }
 
 // === impl Source ===
 
 impl Source {
     /// As the source of a connection to `pod`, which pays for what it does not read.
-    pub(super) fn caller<'a>(&'a self, port: u16, pod: &'a PodNetwork) -> Caller<'a> {
+    pub(super) fn caller<'a>(self: &'a Arc<Self>, port: u16, pod: &'a PodNetwork) -> Caller<'a> {
+        self.paid_by(port, pod.budget())
+    }
+
+    fn paid_by<'a>(self: &'a Arc<Self>, port: u16, budget: &'a Arc<Budget>) -> Caller<'a> {
         Caller {
             pod: None,
+            remote: Some(self),
             from: SocketAddr::from((self.address, port)),
-            budget: pod.budget(),
+            budget,
             sockets: None,
             workload: &self.workload,
             identity: self.identity.as_ref(),
         }
+    }
+
+    /// The source of a connection of its HTTP client here.
+    pub(crate) fn client_caller<'a>(self: &'a Arc<Self>, fabric: &'a Fabric) -> Caller<'a> {
+        self.paid_by(fabric.node_ports.outgoing(), &fabric.rim_budget)
+    }
+
+    pub(crate) fn client(self: &Arc<Self>, fabric: &Arc<Fabric>) -> &Client {
+        self.client.get_or_init(|| {
+            Client::new(Arc::downgrade(fabric), Whose::Remote(Arc::downgrade(self)))
+        })
     }
 }
 
@@ -69,21 +89,23 @@ impl Incoming {
     }
 
     /// One stream, until it ends.
-    pub(super) async fn serve(
-        &self,
-        request: Request<RecvStream>,
-        mut respond: SendResponse<Bytes>,
-    ) {
-        if request.method() == Method::CONNECT {
-            self.connect(request, respond).await;
+    pub(super) async fn serve(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        if request.method() != Method::CONNECT {
+            self.call(request, respond).await;
+        } else if request
+            .uri()
+            .authority()
+            .is_some_and(|to| to == words::DATAGRAMS)
+        {
+            self.datagrams(request.into_body(), respond).await;
         } else {
-            respond.send_reset(Reason::REFUSED_STREAM);
+            self.connect(request, respond).await;
         }
     }
 
     /// The one place where what comes from other nodes is let in or not: `to` must be a pod of this node, and the pod must
     /// want it.
-    fn admit(
+    pub(super) fn admit(
         &self,
         _source: &Source,
         to: SocketAddr,
@@ -97,7 +119,7 @@ impl Incoming {
     }
 
     /// Who sends, with the port it sends from.
-    fn source(&self, headers: &HeaderMap) -> Result<(Arc<Source>, u16), SocketError> {
+    pub(super) fn source(&self, headers: &HeaderMap) -> Result<(Arc<Source>, u16), SocketError> {
         let from = headers
             .get(words::FROM)
             .and_then(|value| value.to_str().ok());
@@ -107,7 +129,7 @@ impl Incoming {
     }
 
     /// `Denied` when the other node has no right to `address`.
-    fn believe(
+    pub(super) fn believe(
         &self,
         address: Ipv4Addr,
         identity: Option<&HeaderValue>,
@@ -137,6 +159,7 @@ impl Incoming {
             address,
             identity: known,
             workload,
+            client: OnceLock::new(),
         });
         sources.insert(address, (identity.cloned(), Arc::clone(&source)));
         Ok(source)
@@ -165,11 +188,9 @@ impl Incoming {
                 return;
             }
         };
-        let mut answer = Response::new(());
-        words::name(answer.headers_mut(), &pod);
         let budget = Arc::clone(pod.budget());
         drop(pod);
-        match respond.send_response(answer, false) {
+        match respond.send_response(Response::new(()), false) {
             Ok(send) => streams::carry(stream, request.into_body(), send, budget).await,
             Err(_) => stream.reset(),
         }

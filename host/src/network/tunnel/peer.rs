@@ -1,9 +1,11 @@
 //! Another node: one task that dials it and keeps its connection, and the handle others send through. The task asks
 //! `machine` what to do and does it.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rand::RngExt;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
@@ -12,6 +14,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, info};
 
 use super::connection::{Connection, Dialler, Driver};
+use super::datagrams::{Datagram, Outbox};
 use super::machine::{Action, Event, Link, Machine, Timing, millis};
 use super::routes::Target;
 use crate::network::SocketError;
@@ -27,15 +30,16 @@ pub(crate) struct Peer {
     target: watch::Sender<Option<Target>>,
     events: mpsc::Sender<Event>,
     wanted: Arc<Notify>,
-    /// The task, gone with the last handle.
-    task: Mutex<Option<AbortOnDropHandle<()>>>,
+    outbox: Arc<Outbox>,
+    /// The tasks, gone with the last handle.
+    tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
 }
 
 /// What callers see of the link, with the connection when there is one.
 #[derive(Clone)]
 pub(super) struct Status {
-    link: Link,
-    connection: Option<Connection>,
+    pub(super) link: Link,
+    pub(super) connection: Option<Connection>,
 }
 
 /// What a peer's task needs.
@@ -88,13 +92,20 @@ impl Peer {
             means: means.clone(),
         };
         let task = means.tasks.spawn(task.run(queue, Arc::clone(&wanted)));
+        let outbox = Arc::new(Outbox::default());
+        let sending = Arc::clone(&outbox).run(seen.clone(), Arc::clone(&wanted));
+        let sending = means.tasks.spawn(sending);
         Arc::new(Self {
             node,
+            outbox,
             status: seen,
             target,
             events,
             wanted,
-            task: Mutex::new(Some(AbortOnDropHandle::new(task))),
+            tasks: Mutex::new(vec![
+                AbortOnDropHandle::new(task),
+                AbortOnDropHandle::new(sending),
+            ]),
         })
     }
 
@@ -107,12 +118,10 @@ impl Peer {
 
     /// The node is no more: its connection ends when its streams are gone from under it.
     pub(super) fn close(&self) {
-        drop(
-            self.task
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         self.node.set_reachable(false);
     }
 
@@ -140,13 +149,16 @@ impl Peer {
         }
     }
 
-    /// The connection, if there is one now; asks for one otherwise.
-    pub(super) fn connection(&self) -> Option<Connection> {
-        let connection = self.status.borrow().connection.clone();
-        if connection.is_none() {
-            self.wanted.notify_one();
+    /// Lost when too much waits already, or the node does not answer: as UDP may lose it.
+    pub(crate) fn send_datagram(&self, from: SocketAddr, to: SocketAddr, payload: Bytes) {
+        if let Some(datagram) = Datagram::new(from, to, payload) {
+            self.outbox.push(datagram);
         }
-        connection
+    }
+
+    /// Whether it is worth while to send anything there.
+    pub(crate) fn is_reachable(&self) -> bool {
+        self.node.is_reachable()
     }
 
     /// `connection` takes no new streams.

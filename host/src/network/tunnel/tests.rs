@@ -1,5 +1,7 @@
 //! Several nodes in one process, with real TLS on loopback and Node objects in memory.
 
+mod calls;
+mod datagrams;
 mod streams;
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   CONNECT  :authority 100.64.64.9:8080   coracle-from 100.64.0.5:40000   coracle-identity shop/web-1/default/web
-//!   200  coracle-workload shop/cart, then bytes          404 refused · 503 unreachable · 504 timed out · 403 · 429
+//!   200, then bytes          404 refused · 503 unreachable · 504 timed out · 403 · 429
 //!
 //!   GET /path  :authority cart   coracle-to 100.64.64.9:8080   coracle-from 100.64.0.5   coracle-hops 1
 //!   the pod's own answer, or 503 coracle-refused WORD: nobody saw the request; or coracle-error WORD: it failed there
@@ -17,20 +17,16 @@ use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::network::identity::Identity;
-use crate::network::pod::PodNetwork;
-use crate::network::traffic::Workload;
-use crate::network::vnet::Fabric;
 use crate::network::{HttpError, SocketError};
 
 pub(super) const FROM: HeaderName = HeaderName::from_static("coracle-from");
 pub(super) const TO: HeaderName = HeaderName::from_static("coracle-to");
 pub(super) const IDENTITY: HeaderName = HeaderName::from_static("coracle-identity");
 pub(super) const HOPS: HeaderName = HeaderName::from_static("coracle-hops");
-pub(super) const WORKLOAD: HeaderName = HeaderName::from_static("coracle-workload");
 pub(super) const REFUSED: HeaderName = HeaderName::from_static("coracle-refused");
 pub(super) const ERROR: HeaderName = HeaderName::from_static("coracle-error");
 
-const OURS: [HeaderName; 7] = [FROM, TO, IDENTITY, HOPS, WORKLOAD, REFUSED, ERROR];
+const OURS: [HeaderName; 6] = [FROM, TO, IDENTITY, HOPS, REFUSED, ERROR];
 
 /// The `:authority` of the stream that carries datagrams.
 pub(super) const DATAGRAMS: &str = "datagrams";
@@ -91,19 +87,21 @@ pub(super) fn refused(value: &HeaderValue) -> SocketError {
     known.map_or(SocketError::Refused, |(error, ..)| *error)
 }
 
-/// A failure that is not a refusal, in one word.
-pub(super) fn failure(error: &HttpError) -> HeaderValue {
-    HeaderValue::from_static(match error {
-        HttpError::NotReached(_) | HttpError::Returned { .. } => "not-reached",
-        HttpError::Guest(_) => "guest",
-        HttpError::Timeout(_) => "timeout",
-        HttpError::Connect(_) => "connect",
-        HttpError::Tls(_) => "tls",
-        HttpError::Forbidden(_) => "forbidden",
-        HttpError::NotFound(_) => "not-found",
-        HttpError::Invalid(_) => "invalid",
-        HttpError::Loop(_) => "loop",
-    })
+/// A failure that is not a refusal: its word, its text.
+pub(super) fn failure(error: &HttpError) -> (&'static str, &str) {
+    match error {
+        HttpError::NotReached(text) | HttpError::Returned { reason: text, .. } => {
+            ("not-reached", text)
+        }
+        HttpError::Guest(text) => ("guest", text),
+        HttpError::Timeout(text) => ("timeout", text),
+        HttpError::Connect(text) => ("connect", text),
+        HttpError::Tls(text) => ("tls", text),
+        HttpError::Forbidden(text) => ("forbidden", text),
+        HttpError::NotFound(text) => ("not-found", text),
+        HttpError::Invalid(text) => ("invalid", text),
+        HttpError::Loop(text) => ("loop", text),
+    }
 }
 
 /// The failure it was over there.
@@ -149,22 +147,6 @@ pub(super) fn identify(headers: &mut HeaderMap, identity: Option<&Arc<Identity>>
     if let Some(value) = identity.and_then(|identity| identity_value(identity)) {
         headers.insert(IDENTITY, value);
     }
-}
-
-/// Says who answers, for the metrics of who asked.
-pub(super) fn name(headers: &mut HeaderMap, pod: &PodNetwork) {
-    if let Ok(value) = HeaderValue::from_str(pod.workload().name()) {
-        headers.insert(WORKLOAD, value);
-    }
-}
-
-/// Who has answered.
-pub(super) fn workload(fabric: &Fabric, headers: &HeaderMap) -> Arc<Workload> {
-    let name = headers.get(WORKLOAD).and_then(|name| name.to_str().ok());
-    name.map_or_else(
-        || Arc::clone(&fabric.outside),
-        |name| fabric.traffic.workload(name),
-    )
 }
 
 #[cfg(test)]

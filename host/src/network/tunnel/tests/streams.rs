@@ -69,7 +69,7 @@ async fn a_pod_connects_to_a_pod_of_another_node() {
     say(&mut accepted, "pong").await;
     accepted.writer.shutdown();
     assert_eq!(rest(&mut stream).await, b"pong");
-    let flows = cluster.hosts[0].network.flows();
+    let flows = cluster.hosts[1].network.flows();
     assert_eq!(flows.len(), 1);
     assert_eq!(
         (&*flows[0].source, &*flows[0].destination),

@@ -1,0 +1,111 @@
+//! Datagrams between pods of two nodes, directly and through Services.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::Cluster;
+use crate::network::UdpSocket;
+use crate::network::ports::Sockets;
+use crate::network::table::Protocol;
+use crate::network::tests::{pod, publish};
+use crate::network::udp::LARGEST;
+
+/// Sends `payload` until an answer comes: any one datagram may be lost.
+async fn asked(socket: &UdpSocket, payload: &Bytes, to: SocketAddr) -> (Bytes, SocketAddr) {
+    for _ in 0..50 {
+        socket.send(payload.clone(), to).await.unwrap();
+        if let Ok(answer) = tokio::time::timeout(Duration::from_millis(200), socket.recv()).await {
+            return answer.unwrap();
+        }
+    }
+    panic!("no answer from {to}");
+}
+
+fn echo(socket: UdpSocket) {
+    tokio::spawn(async move {
+        while let Ok((payload, from)) = socket.recv().await {
+            socket.send(payload, from).await.unwrap();
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_datagram_reaches_a_pod_of_another_node_and_its_answer_comes_back() {
+    let cluster = Cluster::of(2);
+    let client = pod(&cluster.hosts[0].network, "client");
+    let server = pod(&cluster.hosts[1].network, "server");
+    echo(server.bind_udp(53).unwrap());
+    let socket = client.bind_udp(0).unwrap();
+    let address = SocketAddr::from((server.address(), 53));
+    for length in [0, 100, 1_500, LARGEST] {
+        let payload = Bytes::from(vec![3; length]);
+        assert_eq!(asked(&socket, &payload, address).await, (payload, address));
+    }
+}
+
+#[tokio::test]
+async fn a_service_answers_by_its_own_address_whichever_node_its_pod_is_on() {
+    let cluster = Cluster::of(2);
+    let client = pod(&cluster.hosts[0].network, "client");
+    let server = pod(&cluster.hosts[1].network, "server");
+    echo(server.bind_udp(5353).unwrap());
+    let spec = json!({"clusterIP": "10.96.0.9", "ports": [{"port": 53, "protocol": "UDP"}]});
+    let ports = json!([{"port": 5353, "protocol": "UDP"}]);
+    publish(&cluster.hosts[0].network, "names", spec, ports, &[&server]);
+    let socket = client.bind_udp(0).unwrap();
+    let service = SocketAddr::from(([10, 96, 0, 9], 53));
+    let (payload, from) = asked(&socket, &Bytes::from_static(b"who?"), service).await;
+    assert_eq!((&payload[..], from), (&b"who?"[..], service));
+
+    // A client outside, through a NodePort: the node's own socket speaks for it.
+    let fabric = Arc::clone(&cluster.hosts[0].network.fabric);
+    let slot = Arc::new(Sockets::new(1)).take().unwrap();
+    let outside = UdpSocket::of_node(Arc::clone(&fabric), slot).unwrap();
+    let table = fabric.services.borrow().clone();
+    let port = table
+        .get("shop", "names")
+        .unwrap()
+        .port(53, Protocol::Udp)
+        .unwrap();
+    for round in 0.. {
+        assert!(round < 50, "no answer");
+        outside.send_to_service(
+            Bytes::from_static(b"me?"),
+            port,
+            IpAddr::from([192, 0, 2, 1]),
+        );
+        let answer = tokio::time::timeout(Duration::from_millis(200), outside.recv()).await;
+        if let Ok(answer) = answer {
+            assert_eq!(answer.unwrap().0, "me?");
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_takes_is_lost_and_nobody_waits() {
+    let cluster = Cluster::of(2);
+    let client = pod(&cluster.hosts[0].network, "client");
+    let server = pod(&cluster.hosts[1].network, "server");
+    let socket = client.bind_udp(0).unwrap();
+    let flood = Bytes::from(vec![1; 60_000]);
+    for port in [9, 10] {
+        for _ in 0..500 {
+            socket
+                .send(flood.clone(), SocketAddr::from((server.address(), port)))
+                .await
+                .unwrap();
+        }
+    }
+    echo(server.bind_udp(53).unwrap());
+    let address = SocketAddr::from((server.address(), 53));
+    let payload = Bytes::from_static(b"after the flood");
+    assert_eq!(asked(&socket, &payload, address).await.0, payload);
+    // No node has this address.
+    let nowhere = SocketAddr::from(([100, 64, 200, 1], 53));
+    assert!(socket.send(payload, nowhere).await.is_err());
+}

@@ -339,7 +339,6 @@ impl Network {
         self.followers.spawn(rates(Arc::clone(&self.fabric)));
         self.followers.close();
         self.fabric.tasks.spawn(listeners::run(
-            client,
             Arc::clone(&self.fabric),
             self.listening.clone(),
             self.synced.clone(),

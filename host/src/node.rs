@@ -65,7 +65,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Changes of annotations that come together are written together, …
 const GATHER: Duration = Duration::from_millis(20);
 /// … and writes keep this distance.
-const PACE: Duration = Duration::from_millis(500);
+const PACE: Duration = Duration::from_millis(100);
 /// The largest images are listed in the Node's status.
 const IMAGES: usize = 50;
 

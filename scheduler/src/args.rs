@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
+use crate::controllers::service_load_balancer::Pool;
+
 /// Flags of scheduling and the controllers.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
@@ -28,6 +30,11 @@ pub struct Args {
     /// How long a node may be silent before it counts as lost, such as 40s
     #[arg(long, value_name = "TIME", default_value = "40s", value_parser = seconds)]
     pub node_monitor_grace_period: Duration,
+
+    /// Addresses that Services of type LoadBalancer get, such as 192.0.2.10-192.0.2.20,192.0.2.64/28; a node answers on
+    /// those it has on an interface [default: Services have the nodes' own addresses]
+    #[arg(long, value_name = "RANGES")]
+    pub load_balancer_pool: Option<Pool>,
 }
 
 /// 100.64.0.0/10, the shared address space of RFC 6598.
@@ -65,6 +72,7 @@ impl Default for Args {
             cluster_cidr: CLUSTER_CIDR,
             node_cidr_mask_size: NODE_MASK,
             node_monitor_grace_period: GRACE,
+            load_balancer_pool: None,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | replica_set | ReplicaSets, their Pods | Pods, ReplicaSet status | replicaset-controller |
 //! | endpoint_slice | Services, Pods | EndpointSlices | endpointslice-controller |
 //! | endpoints | Services, Pods | Endpoints | endpoint-controller |
+//! | service_load_balancer | Services, Nodes' reports, EndpointSlices | Service status and annotation | service-controller |
 //! | service_account | Namespaces, ServiceAccounts | ServiceAccount `default` | service-account-controller |
 //! | namespace | terminating Namespaces | deletes content, finalizes | namespace-controller |
 //! | disruption | PodDisruptionBudgets, their pods | their status | disruption-controller |
@@ -29,6 +30,7 @@ pub mod ownership;
 pub mod pod_gc;
 pub mod replica_set;
 pub mod service_account;
+pub mod service_load_balancer;
 pub mod service_ports;
 
 use std::sync::Arc;
@@ -142,6 +144,7 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
     let endpoint_slice = endpoint_slice::Controller::new(shared);
     let endpoints = endpoints::Controller::new(shared);
     let service_account = service_account::Controller::new(shared);
+    let service_load_balancer = service_load_balancer::Controller::new(shared);
     let namespace = namespace::Controller::new(shared);
     let disruption = disruption::Controller::new(shared);
     let node_ipam = node_ipam::Controller::new(shared);
@@ -167,6 +170,7 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
             endpoint_slice: 8,
             endpoints: 4,
             service_account: 4,
+            service_load_balancer: 1,
             namespace: 4,
             disruption: 4,
             node_ipam: 1,

@@ -13,7 +13,7 @@ use k8s_openapi::api::apps::v1::{
 use k8s_openapi::api::coordination::v1::LeaseSpec;
 use k8s_openapi::api::core::v1::{
     Affinity, ContainerPort, EndpointSubset, NamespaceSpec, NamespaceStatus, NodeSpec, NodeStatus,
-    PodCondition, PodSchedulingGate, ResourceRequirements, ServiceSpec, Toleration,
+    PodCondition, PodSchedulingGate, ResourceRequirements, ServiceSpec, ServiceStatus, Toleration,
     TopologySpreadConstraint,
 };
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort};
@@ -73,7 +73,7 @@ pub type Pod = Object<PodSpec, PodStatus>;
 pub type Node = Object<NodeSpec, NodeStatus>;
 pub type Lease = Object<LeaseSpec, Unread>;
 pub type Namespace = Object<NamespaceSpec, NamespaceStatus>;
-pub type Service = Object<ServiceSpec, Unread>;
+pub type Service = Object<ServiceSpec, ServiceStatus>;
 pub type Budget = Object<PodDisruptionBudgetSpec, PodDisruptionBudgetStatus>;
 /// Any object of which only metadata is read.
 pub type Metadata = Object<Unread, Unread>;

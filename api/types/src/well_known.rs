@@ -13,7 +13,8 @@ pub const RUNTIME_WASM: &str = "wasm";
 
 /// Pod annotation: how many requests one instance of an HTTP component may answer (`1` is a fresh instance per request).
 pub const ANNOTATION_REUSE: &str = "coracle.dev/instance-reuse";
-/// Service annotation, written by the node: the real ports a listener got, `80=40123`, when the wanted one could not be bound.
+/// Service annotation, written by a controller: the real ports listeners got, `80=40123` or, where there are several nodes,
+/// `80=40123@node-a`, when the wanted one could not be bound. On a Node, written by the node: `types::listeners::Report`.
 pub const ANNOTATION_LISTENERS: &str = "coracle.dev/listeners";
 
 /// Node annotation, written by the node: where other nodes reach its tunnel, `192.0.2.7:15008`; or `relay` when it cannot be

@@ -1,33 +1,45 @@
-//! Real sockets for NodePort and LoadBalancer Services on the node's service address. One task owns them: it opens what
-//! the table asks for, closes what it no longer asks for, and says what became of each.
+//! Real sockets for Services on this machine: node ports and load-balanced ports on the node's service address, addresses
+//! of the pool and external addresses where the machine has them, and health checks for load balancers. One task owns them:
+//! it opens what the table asks for, closes what it no longer asks for, and says in the Node's annotation what became of it.
 //!
-//! A port that is taken or not permitted is replaced by a free one; `publish` tells status, annotation and an Event.
+//! A port of the service address that is taken or not permitted is replaced by a free one; on other addresses it stays
+//! closed until it is free. Never writes to Services: a controller composes their status from what all nodes say.
 
 mod accept;
-mod publish;
+mod health;
+mod wanted;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use kube::Client;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use types::well_known::ANNOTATION_LISTENERS;
 
-use super::table::{Key, Protocol, Service, Table};
+use self::wanted::{Id, Place, Wanted};
+use super::table::{Protocol, Table};
 use super::vnet::Fabric;
 
 /// Connections the kernel keeps before we accept them.
 const BACKLOG: u32 = 1024;
+/// Addresses come and go (keepalived and its like), and so do programs that have a port: how often we look again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why a Service has a listener.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Origin {
     LoadBalancer,
     NodePort,
+    /// One of `spec.externalIPs`.
+    ExternalIp,
+    /// `spec.healthCheckNodePort`
+    HealthCheck,
 }
 
 /// One listener, for people and for status.
@@ -49,26 +61,24 @@ pub struct Listening {
     pub problem: Option<String>,
 }
 
-/// Which listener.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-struct Id {
-    key: Key,
-    port: u16,
-    protocol: Protocol,
-    origin: Origin,
-}
-
-struct Wanted {
-    port: u16,
-    /// What it had to listen on before a restart.
-    previous: Option<u16>,
-    name: String,
-}
-
 struct Open {
     listening: Listening,
     /// Cancelled: stop accepting, let connections finish.
     closing: CancellationToken,
+}
+
+// === impl Origin ===
+
+impl Origin {
+    /// As reports have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LoadBalancer => "LoadBalancer",
+            Self::NodePort => "NodePort",
+            Self::ExternalIp => "ExternalIP",
+            Self::HealthCheck => "HealthCheck",
+        }
+    }
 }
 
 // === impl Open ===
@@ -81,130 +91,141 @@ impl Drop for Open {
 
 /// Runs until the network drains; then every listener is closed.
 pub(crate) async fn run(
-    client: Client,
     fabric: Arc<Fabric>,
     listening: watch::Sender<Arc<Vec<Listening>>>,
     synced: watch::Sender<bool>,
 ) {
-    fabric.tasks.spawn(publish::run(
-        client,
-        Arc::clone(&fabric),
-        listening.subscribe(),
-    ));
     let mut tables = fabric.services.clone();
     let mut open = BTreeMap::new();
+    let mut own = interfaces();
+    // Which Services the listeners were last made for; endpoints come and go more often.
+    let mut done = None;
+    let mut look_again = tokio::time::interval(LOOK_AGAIN);
+    look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let table = Arc::clone(&tables.borrow_and_update());
-        if table.complete {
-            reconcile(&fabric, &table, &mut open).await;
-            let now: Vec<Listening> = open.values().map(|o| o.listening.clone()).collect();
-            listening.send_if_modified(|old| {
-                let changed = **old != now;
-                if changed {
-                    *old = Arc::new(now);
-                }
-                changed
-            });
+        if table.complete && done != Some(table.objects) {
+            done = Some(table.objects);
+            reconcile(&fabric, &table, &own, &mut open).await;
+            publish(&fabric, &table, &open, &listening);
             synced.send_if_modified(|synced| !std::mem::replace(synced, true));
         }
+        let waiting = open.values().any(|open| open.listening.address.is_none())
+            || wanted::asks_for_addresses(&table);
         tokio::select! {
             biased;
             () = fabric.draining.cancelled() => return,
             () = fabric.stop.cancelled() => return,
             changed = tables.changed() => if changed.is_err() { return },
+            _ = look_again.tick(), if waiting => {
+                let now = interfaces();
+                let closed = open.len();
+                open.retain(|_, open: &mut Open| open.listening.address.is_some());
+                if now != own || open.len() < closed {
+                    own = now;
+                    done = None;
+                }
+            }
         }
     }
 }
 
-async fn reconcile(fabric: &Arc<Fabric>, table: &Table, open: &mut BTreeMap<Id, Open>) {
-    let wanted = wanted(table);
-    let before = open.len();
-    open.retain(|id, open| {
-        wanted
-            .iter()
-            .any(|(other, w)| other == id && w.port == open.listening.wanted)
+fn publish(
+    fabric: &Fabric,
+    table: &Table,
+    open: &BTreeMap<Id, Open>,
+    listening: &watch::Sender<Arc<Vec<Listening>>>,
+) {
+    let all = open
+        .iter()
+        .map(|(id, open)| (id.ip, open.listening.clone()));
+    let all: Vec<(IpAddr, Listening)> = all.collect();
+    let report = wanted::report(table, &all, fabric.config.service_address);
+    fabric
+        .config
+        .annotations
+        .set(ANNOTATION_LISTENERS, report.print());
+    let now: Vec<Listening> = all.into_iter().map(|(_, listening)| listening).collect();
+    listening.send_if_modified(|old| {
+        let changed = **old != now;
+        if changed {
+            *old = Arc::new(now);
+        }
+        changed
     });
+}
+
+/// Addresses on the machine's interfaces; none when the system does not say.
+fn interfaces() -> BTreeSet<IpAddr> {
+    let listed = match nix::ifaddrs::getifaddrs() {
+        Ok(listed) => listed,
+        Err(error) => {
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "Could not list the machine's addresses"
+            );
+            return BTreeSet::new();
+        }
+    };
+    listed
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        })
+        .collect()
+}
+
+async fn reconcile(
+    fabric: &Arc<Fabric>,
+    table: &Table,
+    own: &BTreeSet<IpAddr>,
+    open: &mut BTreeMap<Id, Open>,
+) {
+    let place = Place {
+        node: &fabric.config.node_name,
+        service_address: fabric.config.service_address,
+        own,
+    };
+    let wanted = wanted::wanted(table, &place);
+    let before = open.len();
+    {
+        let ports: BTreeMap<&Id, u16> = wanted.iter().map(|(id, w)| (id, w.port)).collect();
+        open.retain(|id, open| ports.get(id) == Some(&open.listening.wanted));
+    }
     if open.len() < before {
         // A port may have become free for one that had to do without.
         open.retain(|_, open| open.listening.problem.is_none());
     }
-    let known: HashSet<Id> = open.keys().cloned().collect();
-    for (id, wanted) in wanted.into_iter().filter(|(id, _)| !known.contains(id)) {
-        let opened = self::open(fabric, &id, &wanted).await;
-        open.insert(id, opened);
-    }
-}
-
-/// Listeners the table asks for, older Services first: they keep their ports.
-fn wanted(table: &Table) -> Vec<(Id, Wanted)> {
-    let mut services: Vec<&Arc<Service>> = table.services().collect();
-    services.sort_by(|a, b| {
-        let age = |s: &Service| s.object.metadata.creation_timestamp.clone().map(|t| t.0);
-        (age(a), &a.key).cmp(&(age(b), &b.key))
-    });
-    services.into_iter().flat_map(|s| of_service(s)).collect()
-}
-
-fn of_service(service: &Service) -> Vec<(Id, Wanted)> {
-    let Some(spec) = &service.object.spec else {
-        return Vec::new();
-    };
-    if service.object.metadata.deletion_timestamp.is_some() {
-        return Vec::new();
-    }
-    let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
-    // A class is somebody else's load balancer; its node ports are still ours.
-    let balanced = kind == "LoadBalancer" && spec.load_balancer_class.is_none();
-    let exposed = matches!(kind, "NodePort" | "LoadBalancer");
-    let previous = publish::replaced_ports(&service.object);
-    let mut all = Vec::new();
-    for port in spec.ports.iter().flatten() {
-        let Ok(number) = u16::try_from(port.port) else {
-            continue;
-        };
-        let mut want = |origin, wanted: u16| {
-            let id = Id {
-                key: service.key.clone(),
-                port: number,
-                protocol: Protocol::parse(port.protocol.as_deref()),
-                origin,
-            };
-            let wanted = Wanted {
-                port: wanted,
-                previous: previous.get(&wanted).copied(),
-                name: port.name.clone().unwrap_or_default(),
-            };
-            all.push((id, wanted));
-        };
-        if balanced {
-            want(Origin::LoadBalancer, number);
-        }
-        let node_port = port.node_port.and_then(|p| u16::try_from(p).ok());
-        if let Some(node_port) = node_port.filter(|p| exposed && *p != 0) {
-            want(Origin::NodePort, node_port);
+    for (id, wanted) in wanted {
+        if !open.contains_key(&id) {
+            let opened = self::open(fabric, &id, &wanted);
+            open.insert(id, opened);
         }
     }
-    all
 }
 
-async fn open(fabric: &Arc<Fabric>, id: &Id, wanted: &Wanted) -> Open {
+fn open(fabric: &Arc<Fabric>, id: &Id, wanted: &Wanted) -> Open {
     let closing = fabric.draining.child_token();
-    let target = accept::Target::new(fabric, &id.key, id.port, id.protocol);
-    let ip = fabric.config.service_address;
+    let target = || accept::Target::new(fabric, id);
     let (address, problem) = match id.protocol {
-        Protocol::Tcp => match bind(ip, wanted, listen) {
+        Protocol::Tcp => match bind(id.ip, wanted, listen) {
             Ok((listener, problem)) => {
                 let address = listener.local_addr().ok();
-                let run = accept::tcp(Arc::clone(fabric), listener, target, closing.clone());
+                let serves = match id.origin {
+                    Origin::HealthCheck => accept::Serves::Health(Arc::new(id.key.clone())),
+                    _ => accept::Serves::Service(target()),
+                };
+                let run = accept::tcp(Arc::clone(fabric), listener, serves, closing.clone());
                 fabric.tasks.spawn(run);
                 (address, problem)
             }
             Err(problem) => (None, Some(problem)),
         },
-        Protocol::Udp => match bind(ip, wanted, udp) {
+        Protocol::Udp => match bind(id.ip, wanted, udp) {
             Ok((socket, problem)) => {
                 let address = socket.local_addr().ok();
-                let run = accept::udp(Arc::clone(fabric), socket, target, closing.clone());
+                let run = accept::udp(Arc::clone(fabric), socket, target(), closing.clone());
                 fabric.tasks.spawn(run);
                 (address, problem)
             }
@@ -257,6 +278,9 @@ fn bind<T>(
             ));
         }
     };
+    if !wanted.replaceable {
+        return Err(why);
+    }
     let previous = wanted.previous.map(|port| SocketAddr::new(ip, port));
     let socket = previous
         .and_then(|address| open(address).ok())

@@ -32,6 +32,8 @@ pub(crate) struct Index {
     slice_owners: HashMap<(String, String), Key>,
     dirty: HashSet<Key>,
     loads: Loads,
+    /// Counts changes of Services' objects.
+    objects: u64,
     /// What a relist has not mentioned yet is gone when it ends.
     services_relisted: Option<HashSet<Key>>,
     slices_relisted: Option<HashSet<(String, String)>>,
@@ -130,6 +132,7 @@ impl Index {
             slice_owners: HashMap::new(),
             dirty: HashSet::new(),
             loads: Loads::new(nodes),
+            objects: 0,
             services_relisted: None,
             slices_relisted: None,
             services_listed: false,
@@ -189,6 +192,7 @@ impl Index {
         }
         self.loads.prune();
         table.complete = true;
+        table.objects = self.objects;
     }
 
     pub(crate) fn service(&mut self, event: Event<ServiceObject>) {
@@ -204,11 +208,13 @@ impl Index {
             Event::Apply(object) => self.put_service(key_of(&object), object),
             Event::Delete(object) => {
                 let key = key_of(&object);
+                self.objects += 1;
                 self.services.remove(&key);
                 self.dirty.insert(key);
             }
             Event::InitDone => {
                 let seen = self.services_relisted.take().unwrap_or_default();
+                self.objects += 1;
                 let gone = self.services.extract_if(|key, _| !seen.contains(key));
                 self.dirty.extend(gone.map(|(key, _)| key));
                 if !std::mem::replace(&mut self.services_listed, true) {
@@ -256,6 +262,7 @@ impl Index {
             // As large as all the rest, and nobody's business here.
             annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
         }
+        self.objects += 1;
         self.services.insert(key.clone(), Arc::new(object));
         self.dirty.insert(key);
     }

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
+use types::listeners::{self, Balanced};
 
 use self::slice::Locality;
 pub(crate) use self::slice::Slice;
@@ -44,6 +45,8 @@ pub(crate) struct Table {
     vips: HashMap<IpAddr, Arc<Service>>,
     /// Services and EndpointSlices have been listed completely at least once.
     pub(crate) complete: bool,
+    /// Another number whenever a Service's object is another one: endpoints change more often.
+    pub(crate) objects: u64,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -58,6 +61,8 @@ pub(crate) struct Service {
     pub(crate) key: Key,
     pub(crate) kind: Kind,
     pub(crate) cluster_ips: Vec<IpAddr>,
+    /// Addresses of the pool: the Service's wherever they are, so pods need not leave the node to reach it there.
+    balanced_ips: Vec<IpAddr>,
     /// For clients in the cluster.
     pub(crate) ports: Vec<Arc<Port>>,
     /// For clients outside, where `externalTrafficPolicy` makes them others; else empty.
@@ -160,7 +165,7 @@ impl Table {
     pub(crate) fn insert(&mut self, service: Service) {
         self.remove(&service.key);
         let service = Arc::new(service);
-        for ip in &service.cluster_ips {
+        for ip in service.addresses() {
             self.vips.insert(*ip, Arc::clone(&service));
         }
         self.names
@@ -177,7 +182,7 @@ impl Table {
         if namespace.is_empty() {
             self.names.remove(&key.namespace);
         }
-        for ip in removed.iter().flat_map(|service| &service.cluster_ips) {
+        for ip in removed.iter().flat_map(|service| service.addresses()) {
             // Another Service may have got the address meanwhile.
             if self.vips.get(ip).is_some_and(|owner| owner.key == *key) {
                 self.vips.remove(ip);
@@ -240,11 +245,19 @@ impl Service {
             key,
             kind,
             cluster_ips,
+            balanced_ips: match listeners::balanced(&spec, object.status.as_ref()) {
+                Balanced::Pool(addresses) => addresses,
+                Balanced::Nodes | Balanced::Elsewhere => Vec::new(),
+            },
             ports,
             external,
             hosts,
             object,
         }
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.cluster_ips.iter().chain(&self.balanced_ips)
     }
 
     /// As clients in the cluster see it.

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,16 +16,19 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use ipnet::{IpNet, Ipv4Net};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::wanted::Id;
+use super::{Origin, health};
 use crate::network::balancer::Tried;
 use crate::network::forward::forward;
 use crate::network::http::Call;
 use crate::network::ports::{Sockets, Target as PodTarget};
-use crate::network::table::{Key, Port, Protocol, Scope, Table};
+use crate::network::table::{Key, Port, Protocol, Scope, Service, Table};
 use crate::network::vnet::Fabric;
 use crate::network::{HttpError, serve, udp as virtual_udp};
 
@@ -42,42 +45,77 @@ pub(super) struct Target {
     key: Arc<Key>,
     number: u16,
     protocol: Protocol,
-    /// Looked up again only when the table has changed.
+    origin: Origin,
+    /// Looked up again only when the table has changed, as what follows.
     port: Option<Arc<Port>>,
+    /// `spec.loadBalancerSourceRanges`; none means everybody.
+    sources: Arc<[IpNet]>,
+}
+
+/// What a listener is for.
+#[derive(Clone)]
+pub(super) enum Serves {
+    Service(Target),
+    /// Whether this node has endpoints of the Service.
+    Health(Arc<Key>),
 }
 
 // === impl Target ===
 
 impl Target {
-    pub(super) fn new(fabric: &Fabric, key: &Key, number: u16, protocol: Protocol) -> Self {
+    pub(super) fn new(fabric: &Fabric, id: &Id) -> Self {
         let mut tables = fabric.services.clone();
         tables.mark_changed();
         Self {
             tables,
-            key: Arc::new(key.clone()),
-            number,
-            protocol,
+            key: Arc::new(id.key.clone()),
+            number: id.port,
+            protocol: id.protocol,
+            origin: id.origin,
             port: None,
+            sources: Arc::new([]),
         }
     }
 
     fn port(&mut self) -> Option<&Arc<Port>> {
         if self.tables.has_changed().unwrap_or(false) {
             let table = self.tables.borrow_and_update();
-            self.port = table
-                .get(&self.key.namespace, &self.key.name)
+            let service = table.get(&self.key.namespace, &self.key.name);
+            self.port = service
                 .and_then(|service| service.port_for(Scope::External, self.number, self.protocol))
                 .cloned();
+            self.sources = match self.origin {
+                Origin::LoadBalancer => service.map_or_else(Default::default, |s| sources(s)),
+                _ => Arc::default(),
+            };
         }
         self.port.as_ref()
     }
+
+    /// The port, for a client that may come in here.
+    fn port_for(&mut self, client: IpAddr) -> Option<Arc<Port>> {
+        let port = self.port().cloned()?;
+        let admitted = self.sources.is_empty() || self.sources.iter().any(|s| s.contains(&client));
+        admitted.then_some(port)
+    }
+}
+
+/// Only these may use the load balancer. What cannot be read admits nobody.
+fn sources(service: &Service) -> Arc<[IpNet]> {
+    let spec = service.object.spec.as_ref();
+    let ranges = spec.and_then(|spec| spec.load_balancer_source_ranges.as_deref());
+    let ranges = ranges.unwrap_or_default().iter();
+    let nobody = IpNet::V4(Ipv4Net::from(Ipv4Addr::UNSPECIFIED));
+    ranges
+        .map(|range| range.trim().parse().unwrap_or(nobody))
+        .collect()
 }
 
 /// Accepts until `closing`; connections finish on their own.
 pub(super) async fn tcp(
     fabric: Arc<Fabric>,
     listener: TcpListener,
-    target: Target,
+    serves: Serves,
     closing: CancellationToken,
 ) {
     loop {
@@ -89,15 +127,18 @@ pub(super) async fn tcp(
         let Some((socket, peer, permit)) = accepted else {
             continue;
         };
-        let connection = connection(
-            Arc::clone(&fabric),
-            socket,
-            peer,
-            target.clone(),
-            closing.clone(),
-        );
-        let stop = fabric.stop.clone();
-        fabric.tasks.spawn(async move {
+        let (fabric, serves) = (Arc::clone(&fabric), serves.clone());
+        let (stop, closing) = (fabric.stop.clone(), closing.clone());
+        let tasks = fabric.tasks.clone();
+        tasks.spawn(async move {
+            let connection = async {
+                match serves {
+                    Serves::Service(target) => {
+                        connection(fabric, socket, peer, target, closing).await;
+                    }
+                    Serves::Health(key) => health::serve(&fabric, socket, &key, closing).await,
+                }
+            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
@@ -144,14 +185,14 @@ async fn connection(
     mut target: Target,
     closing: CancellationToken,
 ) {
-    let port = target.port().cloned();
+    let port = target.port_for(peer.ip());
     let endpoint = port
         .as_deref()
         .and_then(|port| fabric.pick(port, Some(peer.ip()), &Tried::default()))
         .map(|endpoint| endpoint.address);
     let (Some(port), Some(endpoint)) = (port, endpoint) else {
-        debug!(service = %target.key.name, "Refused connection: no ready endpoint");
-        // RST, as from a Service without endpoints. A failure here changes nothing.
+        debug!(service = %target.key.name, %peer, "Refused connection: no endpoint for it");
+        // RST, as from a Service without endpoints, or one this client may not use. A failure here changes nothing.
         drop(socket.set_zero_linger());
         return;
     };
@@ -272,7 +313,9 @@ pub(super) async fn udp(
         let Ok((length, peer)) = received else {
             continue;
         };
-        let Some(port) = target.port() else { continue };
+        let Some(port) = target.port_for(peer.ip().to_canonical()) else {
+            continue;
+        };
         let known = clients
             .get(&peer)
             .filter(|(_, ended)| !ended.is_cancelled());
@@ -296,7 +339,7 @@ pub(super) async fn udp(
                 client
             }
         };
-        client.send_to_service(Bytes::copy_from_slice(&buffer[..length]), port, peer.ip());
+        client.send_to_service(Bytes::copy_from_slice(&buffer[..length]), &port, peer.ip());
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
 
 use super::{Host, Key, Loads, Protocol};
-use crate::network::balancer::{Endpoint, Endpoints};
+use crate::network::balancer::Endpoints;
 
 /// What is kept of an EndpointSlice.
 #[derive(Clone, Debug)]

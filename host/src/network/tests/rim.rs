@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use types::listeners::Report;
 
 use super::api::{Api, SERVICES, SLICES};
 use super::*;
@@ -52,6 +53,13 @@ async fn listening(network: &Network, until: impl Fn(&[Listening]) -> bool) -> V
         .to_vec()
 }
 
+/// What the node says in its annotation.
+fn reported(network: &Network) -> Report {
+    let annotations = network.fabric.config.annotations.subscribe();
+    let text = annotations.borrow()["coracle.dev/listeners"].clone();
+    Report::parse(&text.unwrap()).unwrap()
+}
+
 async fn curl(address: SocketAddr, request: &str) -> std::io::Result<String> {
     let mut socket = TcpStream::connect(address).await?;
     socket.write_all(request.as_bytes()).await?;
@@ -95,13 +103,11 @@ async fn a_load_balancer_serves_http_guests_and_says_where() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(answer.ends_with("web shop /x"), "{answer}");
 
-    let (what, patch) = api.writes.recv().await.unwrap();
-    assert_eq!(what, "PATCH /api/v1/namespaces/shop/services/web/status");
-    assert_eq!(
-        patch,
-        json!({"metadata": {"uid": "uid-web"}, "status": {"loadBalancer": {"ingress": [
-            {"ip": "127.0.0.1", "ipMode": "Proxy", "ports": [{"port": port, "protocol": "TCP"}]}]}}})
-    );
+    let report = reported(&network);
+    assert_eq!(report.address, Some(address.ip()));
+    assert_eq!(report.balanced.len(), 7, "one Service: {report:?}");
+    assert!(report.deviations.is_empty());
+    assert!(api.writes.try_recv().is_err(), "a node writes no Service");
     network.shutdown(Duration::from_secs(5)).await;
     assert!(
         curl(address, GET).await.is_err(),
@@ -110,8 +116,8 @@ async fn a_load_balancer_serves_http_guests_and_says_where() {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_replaced_and_everybody_is_told() {
-    let mut api = Api::new();
+async fn a_taken_port_is_replaced_and_the_node_says_so() {
+    let api = Api::new();
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = taken.local_addr().unwrap().port();
     let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [{"port": port}]});
@@ -123,20 +129,19 @@ async fn a_taken_port_is_replaced_and_everybody_is_told() {
     let problem = format!("port {port} is taken on 127.0.0.1");
     assert_eq!(open[0].problem.as_deref(), Some(problem.as_str()));
 
-    let (what, patch) = api.writes.recv().await.unwrap();
-    assert_eq!(what, "PATCH /api/v1/namespaces/shop/services/web");
-    let annotation = &patch["metadata"]["annotations"]["coracle.dev/listeners"];
-    assert_eq!(annotation, &json!(format!("{port}={}", address.port())));
-    let (_, status) = api.writes.recv().await.unwrap();
-    let error = &status["status"]["loadBalancer"]["ingress"][0]["ports"][0]["error"];
-    assert_eq!(error, "coracle.dev/PortReplaced");
-    let (what, event) = api.writes.recv().await.unwrap();
-    assert_eq!(what, "POST /apis/events.k8s.io/v1/namespaces/shop/events");
-    assert_eq!(event["reason"], "PortReplaced");
+    let report = reported(&network);
+    let [deviation] = report.deviations.as_slice() else {
+        panic!("one: {report:?}");
+    };
     assert_eq!(
-        event["note"],
-        format!("Listening on {address} instead of port {port}: {problem}")
+        (deviation.namespace.as_str(), deviation.service.as_str()),
+        ("shop", "web")
     );
+    assert_eq!(
+        (deviation.wanted, deviation.got),
+        (port, Some(address.port()))
+    );
+    assert_eq!(deviation.problem, problem);
     network.shutdown(Duration::ZERO).await;
 }
 
@@ -378,5 +383,113 @@ async fn listeners_without_clients_keep_no_connection_from_others() {
         });
         assert!(answer.await.ends_with("web shop /x"));
     }
+    network.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_health_check_port_tells_whether_there_are_endpoints_here() {
+    let api = Api::new();
+    let (port, health) = (free_port(), free_port());
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": health, "ports": [{"port": port}]});
+    api.put(SERVICES, service("web", spec));
+    let network = started(&api).await;
+    let (pod, _serving) = web(&network, "web");
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, health));
+    let answer = curl(at, GET).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("\"localEndpoints\": 0"), "{answer}");
+    let mut local = slice("web", json!({"port": 8080}), &[&pod]);
+    local["endpoints"][0]["nodeName"] = json!("node");
+    api.put(SLICES, local);
+    let answer = eventually(async || {
+        let answer = curl(at, GET).await.ok()?;
+        answer.starts_with("HTTP/1.1 200").then_some(answer)
+    });
+    let answer = answer.await;
+    assert!(
+        answer.contains("x-load-balancing-endpoint-weight: 1"),
+        "{answer}"
+    );
+    let served = curl(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), GET)
+        .await
+        .unwrap();
+    assert!(served.ends_with("web shop /x"), "{served}");
+    let mut elsewhere = slice("web", json!({"port": 8080}), &[&pod]);
+    elsewhere["endpoints"][0]["nodeName"] = json!("other");
+    api.put(SLICES, elsewhere);
+    let refused = async || {
+        curl(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), GET)
+            .await
+            .is_err()
+            .then_some(())
+    };
+    eventually(refused).await;
+    network.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_pool_address_is_served_here_when_this_machine_has_it() {
+    let api = Api::new();
+    let port = free_port();
+    let mut web_service = service(
+        "web",
+        json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [{"port": port}]}),
+    );
+    let given = |ip: &str| {
+        json!({"loadBalancer": {"ingress": [{"ip": ip, "ipMode": "VIP"}]},
+            "conditions": [{"type": "coracle.dev/PoolAddress", "status": "True", "reason": "Assigned",
+                            "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]})
+    };
+    web_service["status"] = given("192.0.2.40");
+    api.put(SERVICES, web_service.clone());
+    let network = started(&api).await;
+    let (pod, _serving) = web(&network, "web");
+    api.put(SLICES, slice("web", json!({"port": 8080}), &[&pod]));
+    assert!(network.listeners().is_empty(), "another machine has it");
+    let inside = eventually(async || {
+        ask(&pod, &format!("http://192.0.2.40:{port}/in"))
+            .await
+            .ok()
+    });
+    assert!(inside.await.ends_with("/in"), "pods reach it all the same");
+    web_service["status"] = given("127.0.0.1");
+    api.put(SERVICES, web_service);
+    let open = listening(&network, |all| !all.is_empty()).await;
+    let answer = curl(open[0].address.unwrap(), GET).await.unwrap();
+    assert!(answer.ends_with("web shop /x"), "{answer}");
+    network.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn source_ranges_keep_others_out() {
+    let api = Api::new();
+    let port = free_port();
+    let spec = |ranges: Value| {
+        json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "loadBalancerSourceRanges": ranges,
+            "ports": [{"port": port}]})
+    };
+    api.put(SERVICES, service("web", spec(json!(["192.0.2.0/24"]))));
+    let network = started(&api).await;
+    let (pod, _serving) = web(&network, "web");
+    api.put(SLICES, slice("web", json!({"port": 8080}), &[&pod]));
+    eventually(async || {
+        ask(&pod, "http://10.96.0.7:1/")
+            .await
+            .is_err()
+            .then_some(())
+    })
+    .await;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    eventually(async || ask(&pod, &format!("http://10.96.0.7:{port}/")).await.ok()).await;
+    assert!(
+        curl(address, GET).await.is_err(),
+        "this client is not in the range"
+    );
+    api.put(
+        SERVICES,
+        service("web", spec(json!(["192.0.2.0/24", "127.0.0.0/8"]))),
+    );
+    eventually(async || curl(address, GET).await.ok()).await;
     network.shutdown(Duration::ZERO).await;
 }

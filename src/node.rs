@@ -158,6 +158,7 @@ async fn start(
         service_cidr: args.service_cidr,
         dns: args.host.dns.config(args.service_cidr),
         observe: args.host.observe(),
+        ingress: args.host.ingress.config(args.host.service_address),
         endpoint: SocketAddr::new(args.address, args.port),
         address: Some(joined.address),
         labels: args.node_labels.0.clone(),

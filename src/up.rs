@@ -5,6 +5,7 @@
 
 mod apply;
 pub(crate) mod bundled;
+mod edge;
 mod manifests;
 mod ready;
 mod report;
@@ -159,6 +160,7 @@ impl Cluster {
             service_cidr: args.api.service_cidr,
             dns: args.host.dns.config(args.api.service_cidr),
             observe: args.host.observe(),
+            ingress: args.host.ingress.config(args.host.service_address),
             ..defaults
         };
         host::start(config)

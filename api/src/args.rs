@@ -43,6 +43,9 @@ pub struct Args {
     /// Another name or address that clients reach the API by (repeatable)
     #[arg(long = "tls-san", value_name = "NAME")]
     pub names: Vec<String>,
+    /// Serve Ingresses of this class too, such as nginx (repeatable): an IngressClass of that name is made, as ours
+    #[arg(long = "ingress-class", value_name = "NAME")]
+    pub ingress_classes: Vec<String>,
 }
 
 // === impl Args ===
@@ -61,6 +64,7 @@ impl Args {
             store: self.store.unwrap_or_default(),
             encryption_keys: self.encryption_key_file,
             advertise: self.advertise_address,
+            ingress_classes: self.ingress_classes,
             ..Config::at(data_dir)
         }
     }

@@ -357,7 +357,12 @@ mod tests {
         let expected: Value = serde_json::from_slice(&text).expect("JSON");
         for path in ["api", "apis"] {
             let answer = get(&format!("/{path}"), AGGREGATED);
-            assert_eq!(body(&answer), expected[path], "{path}");
+            let mut answer = body(&answer);
+            // Ours beside them; upstream installs it as CRDs.
+            if let Some(groups) = answer["items"].as_array_mut() {
+                groups.retain(|g| g["metadata"]["name"] != types::well_known::GATEWAY_GROUP);
+            }
+            assert_eq!(answer, expected[path], "{path}");
         }
     }
 

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use types::well_known::{
-    GROUP_MASTERS, LABEL_SERVICE_NAME, NAMESPACE_DEFAULT, NAMESPACE_NODE_LEASE, NAMESPACE_PUBLIC,
+    CLASS_CORACLE, GATEWAY_CONTROLLER, GATEWAY_GROUP, GROUP_MASTERS, INGRESS_CONTROLLER,
+    LABEL_SERVICE_NAME, NAMESPACE_DEFAULT, NAMESPACE_NODE_LEASE, NAMESPACE_PUBLIC,
     NAMESPACE_SYSTEM,
 };
 
@@ -78,7 +79,33 @@ pub(crate) async fn place(api: &Api, pki: &Pki, service: Ipv4Addr) -> Result<(),
     let cidr = api.settings.service_cidr.to_string();
     let range = json!({ "metadata": { "name": KUBERNETES }, "spec": { "cidrs": [cidr] } });
     ensure(api, "networking.k8s.io", "servicecidrs", "", range, false).await?;
+    ingress_classes(api).await?;
     service_and_endpoints(api, service).await
+}
+
+/// The classes Ingresses and Gateways are served under. Our own is the default one; names that an administrator claims
+/// for us, such as `nginx`, are not.
+async fn ingress_classes(api: &Api) -> Result<(), Error> {
+    let claimed = api.settings.ingress_classes.iter().map(String::as_str);
+    for name in std::iter::once(CLASS_CORACLE).chain(claimed) {
+        let mut class = json!({
+            "metadata": { "name": name },
+            "spec": { "controller": INGRESS_CONTROLLER },
+        });
+        if name == CLASS_CORACLE {
+            class["metadata"]["annotations"] =
+                json!({ "ingressclass.kubernetes.io/is-default-class": "true" });
+        }
+        ensure(api, "networking.k8s.io", "ingressclasses", "", class, false).await?;
+    }
+    let class = json!({
+        "metadata": { "name": CLASS_CORACLE },
+        "spec": {
+            "controllerName": GATEWAY_CONTROLLER,
+            "description": "Served by every node of the cluster",
+        },
+    });
+    ensure(api, GATEWAY_GROUP, "gatewayclasses", "", class, false).await
 }
 
 /// A namespace and what every namespace has. The controller that makes `default` ServiceAccounts would be a moment late

@@ -78,6 +78,8 @@ pub struct Api {
 pub struct Settings {
     pub service_cidr: ipnet::Ipv4Net,
     pub node_ports: RangeInclusive<u16>,
+    /// Names of IngressClasses that are ours beside our own.
+    pub ingress_classes: Vec<String>,
     /// `host:port` where clients reach this server.
     pub advertised: std::net::SocketAddr,
 }

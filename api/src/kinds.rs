@@ -12,6 +12,7 @@ pub mod cron;
 pub mod endpoints;
 pub mod events;
 pub mod extension;
+pub mod gateway;
 pub mod label_selector;
 pub mod lease;
 pub mod metadata;

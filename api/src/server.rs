@@ -57,6 +57,8 @@ pub struct Config {
     pub kubeconfig: PathBuf,
     pub service_cidr: Ipv4Net,
     pub node_ports: RangeInclusive<u16>,
+    /// Names of IngressClasses that are served here beside `coracle`.
+    pub ingress_classes: Vec<String>,
     /// Names or addresses for the serving certificate, beside the listen address and the usual ones.
     pub names: Vec<String>,
     /// How long requests may take to finish once the server is told to stop.
@@ -138,6 +140,7 @@ impl Config {
             service_cidr: Ipv4Net::new_assert([10, 96, 0, 0].into(), 16),
             node_ports: 30_000..=32_767,
             names: Vec::new(),
+            ingress_classes: Vec::new(),
             drain: Duration::from_secs(10),
         }
     }
@@ -174,6 +177,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
             service_cidr: config.service_cidr,
             node_ports: config.node_ports.clone(),
             advertised,
+            ingress_classes: config.ingress_classes.clone(),
         },
         nodes: Nodes::new(certificates.client_config()?, Arc::clone(&links)),
         links,

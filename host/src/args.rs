@@ -7,6 +7,7 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 
 use crate::dns::args::DnsArgs;
+use crate::ingress;
 use crate::network::observe;
 
 /// `coracle up` and `coracle node` take these.
@@ -44,6 +45,9 @@ pub struct Args {
 
     #[command(flatten)]
     pub dns: DnsArgs,
+
+    #[command(flatten)]
+    pub ingress: ingress::Args,
 
     /// Send spans of requests between pods to this OTLP collector (HTTP), such as http://192.0.2.5:4318
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]

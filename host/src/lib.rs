@@ -9,6 +9,7 @@
 mod args;
 mod dns;
 mod images;
+pub mod ingress;
 pub mod join;
 pub mod link;
 pub mod network;

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use types::well_known::{ANNOTATION_TUNNEL, TUNNEL_RELAY};
 
 use crate::images::{Images, OpenError};
+use crate::ingress::{self, Ingress};
 use crate::link::{self, Links};
 use crate::network::{self, Listening, Network};
 use crate::node::annotations::Annotations;
@@ -71,6 +72,8 @@ pub struct Config {
     pub links: Option<Arc<Links>>,
     /// How long pods have to end when the node leaves ([`Handle::leave`]).
     pub shutdown_grace: Duration,
+    /// Where Ingresses and Gateways listen, and what they grant clients.
+    pub ingress: ingress::Config,
 }
 
 /// Why a node cannot start.
@@ -101,6 +104,7 @@ pub enum Error {
 /// A running node. Dropping it without [`Handle::shutdown`] leaves its tasks to the end of the process.
 pub struct Handle {
     network: Arc<Network>,
+    ingress: Ingress,
     endpoint: SocketAddr,
     pod_cidr: Ipv4Net,
     node_name: String,
@@ -159,6 +163,7 @@ impl Config {
             tunnel: None,
             links: None,
             shutdown_grace: Duration::from_secs(30),
+            ingress: ingress::Config::default(),
         }
     }
 }
@@ -244,6 +249,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         // A sender that is gone: nobody asks for the certificate any longer, because the process ends.
         let _ = serving.clone().wait_for(|serving| *serving).await;
     }
+    let ingress = ingress::start(&network, config.ingress.clone(), config.client.clone())?;
     stage.send_replace(Stage::Running);
     let (recorder, writer) = events::channel(config.client.clone(), config.node_name.clone());
     tasks.spawn(writer.run(stop.clone()));
@@ -300,6 +306,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     given_up.disarm();
     Ok(Handle {
         network,
+        ingress,
         endpoint,
         pod_cidr,
         node_name: config.node_name,
@@ -427,6 +434,11 @@ impl Handle {
     /// The real addresses Services are reachable at.
     pub fn listeners(&self) -> Arc<Vec<Listening>> {
         self.network.listeners()
+    }
+
+    /// The real addresses of Ingresses and Gateways, by port.
+    pub fn ingress_listeners(&self) -> Arc<Vec<ingress::Listening>> {
+        self.ingress.listeners()
     }
 
     /// As [`Handle::listeners`], to wait for changes.

@@ -12,6 +12,7 @@
 //! | service_account | Namespaces, ServiceAccounts | ServiceAccount `default` | service-account-controller |
 //! | namespace | terminating Namespaces | deletes content, finalizes | namespace-controller |
 //! | disruption | PodDisruptionBudgets, their pods | their status | disruption-controller |
+//! | ingress_status | Ingresses, Gateways, HTTPRoutes, what nodes report | their status, Events | ingress-status-controller |
 //! | node_ipam | Nodes | Nodes' podCIDR | node-controller |
 //! | node_lifecycle | Nodes, Leases, the clock | Node conditions and taints, evictions | node-controller |
 //! | pod_gc | Nodes, the clock | deletes pods of nodes that are gone | pod-garbage-collector |
@@ -23,6 +24,7 @@ pub mod disruption;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod garbage_collector;
+pub mod ingress_status;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
@@ -40,6 +42,7 @@ use kube::Client;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::ingress_status::TlsSecret;
 use crate::args::Args;
 use crate::discovery::Catalog;
 use crate::events::Recorder;
@@ -48,6 +51,10 @@ use crate::objects::{
     BUDGETS, Budget, DEPLOYMENTS, Deployment, ENDPOINT_SLICES, ENDPOINTS, EndpointSlice, Endpoints,
     LEASES, Lease, Metadata, NAMESPACES, NODES, Namespace, Node, PODS, Pod, REPLICA_SETS,
     ReplicaSet, SERVICE_ACCOUNTS, SERVICES, Service, Watched,
+};
+use crate::objects::{
+    GATEWAY_CLASSES, GATEWAYS, Gateway, GatewayClass, HTTP_ROUTES, HttpRoute, INGRESS_CLASSES,
+    INGRESSES, Ingress, IngressClass, REFERENCE_GRANTS, ReferenceGrant, SECRETS,
 };
 use crate::reconcile;
 use crate::write::{CONTROLLER_MANAGER, Error, Fence, Writer};
@@ -100,6 +107,13 @@ informers! {
     namespaces: Namespace = Store::new(NAMESPACES.url("")),
     budgets: Budget = Store::new(BUDGETS.url("")),
     leases: Lease = Store::new(LEASES.url("")),
+    ingress_classes: IngressClass = Store::new(INGRESS_CLASSES.url("")),
+    ingresses: Ingress = Store::new(INGRESSES.url("")),
+    gateway_classes: GatewayClass = Store::new(GATEWAY_CLASSES.url("")),
+    gateways: Gateway = Store::new(GATEWAYS.url("")),
+    http_routes: HttpRoute = Store::new(HTTP_ROUTES.url("")),
+    reference_grants: ReferenceGrant = Store::new(REFERENCE_GRANTS.url("")),
+    tls_secrets: TlsSecret = Store::new(SECRETS.url("")),
 }
 
 /// What every controller is given.
@@ -147,6 +161,7 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
     let service_load_balancer = service_load_balancer::Controller::new(shared);
     let namespace = namespace::Controller::new(shared);
     let disruption = disruption::Controller::new(shared);
+    let ingress_status = ingress_status::Controller::new(shared);
     let node_ipam = node_ipam::Controller::new(shared);
     let node_lifecycle = node_lifecycle::Controller::new(shared);
     let pod_gc = pod_gc::Controller::new(shared);
@@ -173,6 +188,7 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
             service_load_balancer: 1,
             namespace: 4,
             disruption: 4,
+            ingress_status: 1,
             node_ipam: 1,
             node_lifecycle: 8,
             pod_gc: 1,

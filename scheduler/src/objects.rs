@@ -17,10 +17,15 @@ use k8s_openapi::api::core::v1::{
     TopologySpreadConstraint,
 };
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort};
+use k8s_openapi::api::networking::v1::{IngressClassSpec, IngressSpec};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudgetSpec, PodDisruptionBudgetStatus};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use serde::Deserialize;
+use serde_json::Value;
+use types::routing::gateway_api::{
+    GatewayClassSpec, GatewaySpec, HttpRouteSpec, ReferenceGrantSpec,
+};
 
 /// Namespace (empty for cluster-scoped objects) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,6 +80,13 @@ pub type Lease = Object<LeaseSpec, Unread>;
 pub type Namespace = Object<NamespaceSpec, NamespaceStatus>;
 pub type Service = Object<ServiceSpec, ServiceStatus>;
 pub type Budget = Object<PodDisruptionBudgetSpec, PodDisruptionBudgetStatus>;
+/// What routes of the outside are made of; their status is compared as it stands.
+pub type Ingress = Object<IngressSpec, Value>;
+pub type IngressClass = Object<IngressClassSpec, Unread>;
+pub type GatewayClass = Object<GatewayClassSpec, Value>;
+pub type Gateway = Object<GatewaySpec, Value>;
+pub type HttpRoute = Object<HttpRouteSpec, Value>;
+pub type ReferenceGrant = Object<ReferenceGrantSpec, Unread>;
 /// Any object of which only metadata is read.
 pub type Metadata = Object<Unread, Unread>;
 
@@ -166,6 +178,13 @@ pub const ENDPOINT_SLICES: Resource = Resource {
     kind: "EndpointSlice",
     plural: "endpointslices",
 };
+pub const SECRETS: Resource = core("Secret", "secrets");
+pub const INGRESSES: Resource = networking("Ingress", "ingresses");
+pub const INGRESS_CLASSES: Resource = networking("IngressClass", "ingressclasses");
+pub const GATEWAY_CLASSES: Resource = gateway("GatewayClass", "gatewayclasses");
+pub const GATEWAYS: Resource = gateway("Gateway", "gateways");
+pub const HTTP_ROUTES: Resource = gateway("HTTPRoute", "httproutes");
+pub const REFERENCE_GRANTS: Resource = gateway("ReferenceGrant", "referencegrants");
 pub const LEASES: Resource = Resource {
     api_version: "coordination.k8s.io/v1",
     kind: "Lease",
@@ -189,6 +208,22 @@ const fn core(kind: &'static str, plural: &'static str) -> Resource {
 const fn apps(kind: &'static str, plural: &'static str) -> Resource {
     Resource {
         api_version: "apps/v1",
+        kind,
+        plural,
+    }
+}
+
+const fn networking(kind: &'static str, plural: &'static str) -> Resource {
+    Resource {
+        api_version: "networking.k8s.io/v1",
+        kind,
+        plural,
+    }
+}
+
+const fn gateway(kind: &'static str, plural: &'static str) -> Resource {
+    Resource {
+        api_version: "gateway.networking.k8s.io/v1",
         kind,
         plural,
     }

@@ -31,6 +31,12 @@ pub(crate) fn judge(object: &Value) -> Verdict {
         "Pod" => pod(object),
         "Job" => job(object),
         "Service" => service(object),
+        "Ingress" => ingress(object),
+        "Gateway" => match condition(object, "Programmed") {
+            Some(("True", _)) => Verdict::Ready("programmed".to_owned()),
+            found => Verdict::Waiting(format!("not programmed: {}", found.map_or(UNSEEN, |f| f.1))),
+        },
+        "HTTPRoute" => http_route(object),
         "PersistentVolumeClaim" => phase(object, "Bound"),
         "PersistentVolume" => Verdict::Ready(text(object, "/status/phase").to_owned()),
         "Namespace" => phase(object, "Active"),
@@ -55,7 +61,12 @@ fn text<'o>(object: &'o Value, path: &str) -> &'o str {
 
 /// Status and message of a condition.
 fn condition<'o>(object: &'o Value, kind: &str) -> Option<(&'o str, &'o str)> {
-    let conditions = object.pointer("/status/conditions")?.as_array()?;
+    condition_of(object.get("status")?, kind)
+}
+
+/// As [`condition`], of what holds the list.
+fn condition_of<'o>(holder: &'o Value, kind: &str) -> Option<(&'o str, &'o str)> {
+    let conditions = holder.get("conditions")?.as_array()?;
     let found = conditions
         .iter()
         .find(|condition| text(condition, "/type") == kind)?;
@@ -113,6 +124,33 @@ fn counted(object: &Value, ready: i64, wanted: i64) -> Verdict {
     } else {
         Verdict::Waiting(text)
     }
+}
+
+/// Only our own class is surely served here.
+fn ingress(object: &Value) -> Verdict {
+    let address = object.pointer("/status/loadBalancer/ingress/0");
+    if address.is_some() {
+        Verdict::Ready("listening".to_owned())
+    } else if text(object, "/spec/ingressClassName") == types::well_known::CLASS_CORACLE {
+        Verdict::Waiting("no node listens yet".to_owned())
+    } else {
+        Verdict::Ready("applied".to_owned())
+    }
+}
+
+fn http_route(object: &Value) -> Verdict {
+    let parents = object.pointer("/status/parents").and_then(Value::as_array);
+    let Some(parents) = parents.filter(|parents| !parents.is_empty()) else {
+        return Verdict::Waiting(UNSEEN.to_owned());
+    };
+    for parent in parents {
+        for kind in ["Accepted", "ResolvedRefs"] {
+            if let Some(("False", message)) = condition_of(parent, kind) {
+                return Verdict::Waiting(format!("not {kind}: {message}"));
+            }
+        }
+    }
+    Verdict::Ready("accepted".to_owned())
 }
 
 fn pod(object: &Value) -> Verdict {

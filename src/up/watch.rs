@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::apply::{self, Applied};
+use super::edge;
 use super::manifests::Manifest;
 use super::ready::{self, Verdict};
 use super::report::{self, Row};
@@ -187,10 +188,11 @@ fn row(cluster: &Cluster, entry: &Watched) -> Row {
     }
 }
 
-/// Where a Service answers: real addresses for NodePort and LoadBalancer, the cluster's name for the others.
+/// Where an Ingress or a Service answers: real addresses for NodePort and LoadBalancer, the cluster's name for the others.
 fn addresses(cluster: &Cluster, entry: &Watched) -> String {
-    if entry.applied.resource.kind != "Service" {
-        return String::new();
+    let kind = entry.applied.resource.kind.as_str();
+    if kind != "Service" {
+        return edge::addresses(kind, &entry.object, &cluster.host.ingress_listeners());
     }
     let listeners = cluster.host.listeners();
     let own = listeners

@@ -4,6 +4,7 @@
 
 pub mod cluster;
 pub mod duration;
+pub mod gateway;
 pub mod network;
 pub mod pod;
 pub mod policy;

@@ -1,8 +1,9 @@
-//! The rows: every resource and version a stock Kubernetes 1.36 serves, as discovery has them. Never code per kind.
+//! The rows: every resource and version a stock Kubernetes 1.36 serves, as discovery has them, and the Gateway API. Never code per kind.
 //!
 //! A row says what discovery says, and names the statics that hold what is special: its rules and its columns.
 
 mod core;
+mod gateway;
 mod named;
 
 use std::borrow::Cow;
@@ -48,6 +49,7 @@ pub(super) fn all() -> Vec<Kind> {
         named::discovery,
         named::resource,
         named::flow_control,
+        gateway::gateway,
     ];
     groups.iter().flat_map(|rows| rows()).collect()
 }
@@ -84,11 +86,12 @@ fn row(
     }
 }
 
-/// The schema's name of a kind; two groups live outside `io.k8s.api`.
+/// The schema's name of a kind; three groups live outside `io.k8s.api`.
 fn definition(group: &str, version: &str, kind: &str) -> String {
     let package = match group {
         "" => "io.k8s.api.core",
         "apiregistration.k8s.io" => "io.k8s.kube-aggregator.pkg.apis.apiregistration",
+        "gateway.networking.k8s.io" => "io.k8s.networking.gateway",
         "apiextensions.k8s.io" => "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions",
         other => {
             let short = other.split('.').next().unwrap_or_default();

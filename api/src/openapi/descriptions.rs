@@ -15,7 +15,16 @@ pub(super) struct Descriptions {
 impl Descriptions {
     /// Of a definition: `io.k8s.api.core.v1.Pod`.
     pub(super) fn definition(&self, name: &str) -> Option<&str> {
-        self.definitions.get(name)?.get("description")?.as_str()
+        let known = self.definitions.get(name);
+        let known = known.and_then(|found| found.get("description")?.as_str());
+        known.or_else(|| {
+            let (package, kind) = name.rsplit_once('.')?;
+            let mut own = GATEWAY_API.iter();
+            let found = own.find(|(name, _)| *name == kind)?;
+            package
+                .starts_with("io.k8s.networking.gateway.")
+                .then_some(found.1)
+        })
     }
 
     pub(super) fn field(&self, definition: &str, field: &str) -> Option<&str> {
@@ -23,6 +32,26 @@ impl Descriptions {
         properties.get(field)?.get("description")?.as_str()
     }
 }
+
+/// Of kinds k8s-openapi does not know.
+const GATEWAY_API: &[(&str, &str)] = &[
+    (
+        "Gateway",
+        "Gateway represents an instance of service-traffic handling infrastructure: ports and host names that routes attach to.",
+    ),
+    (
+        "GatewayClass",
+        "GatewayClass describes a class of Gateways available to the user, and which controller serves them.",
+    ),
+    (
+        "HTTPRoute",
+        "HTTPRoute matches HTTP requests by host name, path, header, query parameter or method, changes them, and forwards them to Services.",
+    ),
+    (
+        "ReferenceGrant",
+        "ReferenceGrant lets kinds of resources in other namespaces refer to kinds of resources in this one.",
+    ),
+];
 
 /// Descriptions of everything the kinds of these groups and versions reach.
 pub(super) fn of(versions: &[(&str, &str)]) -> Descriptions {

@@ -4,7 +4,11 @@ use std::collections::HashMap;
 
 use super::{Field, GroupVersionKind, ListMerge, PatchStrategy, Schema, Struct, Type, TypeId};
 
-pub(super) const TYPES: &str = include_str!("../facts/types.txt");
+/// The second part is the Gateway API.
+pub(super) const TYPES: &str = concat!(
+    include_str!("../facts/types.txt"),
+    include_str!("../facts/gateway.txt")
+);
 
 /// Names in the table leave this away.
 const PREFIX: &str = "io.k8s.";

@@ -4,4 +4,5 @@ pub mod condition;
 pub mod listeners;
 pub mod pod;
 pub mod quantity;
+pub mod routing;
 pub mod well_known;

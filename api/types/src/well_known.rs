@@ -30,6 +30,15 @@ pub const LINK_PATH: &str = "/coracle/v1/nodes/";
 pub const LINK_PROTOCOL: &str = "coracle-link";
 pub const LINK_ENDPOINT: &str = "endpoint";
 pub const LINK_TUNNEL: &str = "tunnel";
+/// Node annotation, written by the node: where its Ingress and Gateway listeners really are, as JSON
+/// ([`crate::routing::report::Report`]).
+pub const ANNOTATION_INGRESS: &str = "coracle.dev/ingress";
+/// `spec.controller` of IngressClasses, and `spec.controllerName` of GatewayClasses, that are ours.
+pub const INGRESS_CONTROLLER: &str = "coracle.dev/ingress";
+pub const GATEWAY_CONTROLLER: &str = "coracle.dev/gateway";
+/// The IngressClass and the GatewayClass every cluster begins with.
+pub const CLASS_CORACLE: &str = "coracle";
+pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 
 pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 pub const LABEL_REGION: &str = "topology.kubernetes.io/region";

@@ -215,6 +215,10 @@ fn every_served_kind_has_a_protobuf_form() {
     let table = Table::builtin();
     assert!(table.names().count() > 500);
     for (gvk, ty) in builtin().kinds() {
+        // Upstream serves these as CRDs, which have none either.
+        if gvk.group == types::well_known::GATEWAY_GROUP {
+            continue;
+        }
         assert!(knows(builtin().name(ty)), "{gvk:?} has no protobuf form");
     }
 }

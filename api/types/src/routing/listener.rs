@@ -1,0 +1,263 @@
+//! One Gateway's listeners: which are valid, which conflict, what they show as certificates, which door each opens.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+use super::gateway::{Fact, ListenerStatus, is_granted, more_specific};
+use super::gateway_api::{Gateway, Listener, RouteGroupKind};
+use super::table::HostPattern;
+use super::{Doors, Key, World};
+use crate::well_known::GATEWAY_GROUP;
+
+/// A listener and what became of it.
+pub(super) struct Bound<'a> {
+    pub(super) spec: &'a Listener,
+    pub(super) port: u16,
+    pub(super) tls: bool,
+    pub(super) host: HostPattern,
+    /// More specific listeners beside it.
+    pub(super) not_for: Arc<Vec<HostPattern>>,
+    pub(super) attached: i32,
+    accepted: Fact,
+    conflicted: Option<Fact>,
+    resolved: Fact,
+    /// None of its certificates can be used.
+    unusable: bool,
+    kinds: Vec<RouteGroupKind>,
+}
+
+// === impl Bound ===
+
+impl Bound<'_> {
+    /// Accepted, without conflict, and able to serve: its references need not all be good.
+    pub(super) fn serves(&self) -> bool {
+        self.accepted.status && self.conflicted.is_none() && !self.unusable
+    }
+
+    pub(super) fn is_good(&self) -> bool {
+        self.serves() && self.resolved.status
+    }
+
+    /// Do HTTPRoutes attach to it?
+    pub(super) fn takes_routes(&self) -> bool {
+        !self.kinds.is_empty()
+    }
+
+    pub(super) fn status(self) -> ListenerStatus {
+        let programmed = if self.serves() {
+            Fact::new("Programmed", true, "Programmed", String::new())
+        } else {
+            let message = "the listener is not valid".to_owned();
+            Fact::new("Programmed", false, "Invalid", message)
+        };
+        let conflicted = self
+            .conflicted
+            .unwrap_or_else(|| Fact::new("Conflicted", false, "NoConflicts", String::new()));
+        ListenerStatus {
+            name: self.spec.name.clone(),
+            port: self.port,
+            tls: self.tls,
+            supported_kinds: self.kinds,
+            attached_routes: self.attached,
+            conditions: vec![self.accepted, programmed, self.resolved, conflicted],
+        }
+    }
+}
+
+/// Judges all listeners of a Gateway and opens doors for those that can serve.
+pub(super) fn bind<'a>(
+    world: &World,
+    gateway: &'a Gateway,
+    doors: &mut Doors,
+    secrets: &mut BTreeSet<Key>,
+) -> Vec<Bound<'a>> {
+    let all = &gateway.spec.listeners;
+    let mut bound: Vec<Bound<'a>> = Vec::with_capacity(all.len());
+    for spec in all {
+        let tls = spec.protocol == "HTTPS";
+        let port = u16::try_from(spec.port).unwrap_or(0);
+        let host = HostPattern::parse(spec.hostname.as_deref());
+        let (kinds, bad_kinds) = kinds(spec);
+        let certificates = certificates(world, gateway, spec, tls, secrets);
+        let mut accepted = accepted(spec);
+        let conflicted = conflict(spec, all);
+        if accepted.status && conflicted.is_none() && doors.open(port, tls).is_none() {
+            let message = format!("port {port} is taken for another protocol");
+            accepted = Fact::new("Accepted", false, "PortUnavailable", message);
+        }
+        let resolved = match (&certificates, bad_kinds) {
+            (_, true) => {
+                let message = "only HTTPRoutes of gateway.networking.k8s.io attach here".to_owned();
+                Fact::new("ResolvedRefs", false, "InvalidRouteKinds", message)
+            }
+            (Err((reason, message)), _) => {
+                Fact::new("ResolvedRefs", false, reason, message.clone())
+            }
+            (Ok(_), false) => Fact::new("ResolvedRefs", true, "ResolvedRefs", String::new()),
+        };
+        let entry = Bound {
+            spec,
+            port,
+            tls,
+            host,
+            not_for: Arc::default(),
+            attached: 0,
+            accepted,
+            conflicted,
+            resolved,
+            unusable: certificates.is_err(),
+            kinds,
+        };
+        if entry.serves()
+            && let Some(door) = doors.open(port, tls)
+            && let Ok(keys) = certificates
+        {
+            door.certificates
+                .extend(keys.into_iter().map(|key| (entry.host.clone(), key)));
+            if tls && !door.scopes.contains(&entry.host) {
+                door.scopes.push(entry.host.clone());
+            }
+        }
+        bound.push(entry);
+    }
+    let hosts: Vec<_> = bound
+        .iter()
+        .filter(|entry| entry.serves())
+        .map(|entry| (entry.port, entry.host.clone()))
+        .collect();
+    for entry in &mut bound {
+        let beside = hosts.iter().filter(|(port, _)| *port == entry.port);
+        let beside: Vec<_> = beside.map(|(_, host)| host.clone()).collect();
+        entry.not_for = Arc::new(more_specific(&entry.host, &beside));
+    }
+    bound
+}
+
+fn accepted(spec: &Listener) -> Fact {
+    let no = |reason, message: String| Fact::new("Accepted", false, reason, message);
+    if !matches!(spec.protocol.as_str(), "HTTP" | "HTTPS") {
+        let message = format!("protocol {:?} is not supported", spec.protocol);
+        return no("UnsupportedProtocol", message);
+    }
+    let mode = spec.tls.as_ref().and_then(|tls| tls.mode.as_deref());
+    match mode {
+        Some(mode) if mode != "Terminate" => {
+            let message = format!("tls.mode {mode:?} is not supported");
+            no("UnsupportedValue", message)
+        }
+        _ => Fact::new("Accepted", true, "Accepted", String::new()),
+    }
+}
+
+/// Another listener of the same Gateway that wants the same.
+fn conflict(spec: &Listener, all: &[Listener]) -> Option<Fact> {
+    let others = all
+        .iter()
+        .filter(|other| other.name != spec.name && other.port == spec.port);
+    let conflict = |reason, other: &Listener| {
+        let message = format!("listener {:?} wants the same port and host", other.name);
+        Some(Fact::new("Conflicted", true, reason, message))
+    };
+    for other in others {
+        if other.protocol != spec.protocol {
+            return conflict("ProtocolConflict", other);
+        }
+        let host = |l: &Listener| HostPattern::parse(l.hostname.as_deref());
+        if host(other) == host(spec) {
+            return conflict("HostnameConflict", other);
+        }
+    }
+    None
+}
+
+/// Kinds of routes that attach, and whether others were asked for.
+fn kinds(spec: &Listener) -> (Vec<RouteGroupKind>, bool) {
+    let own = RouteGroupKind {
+        group: Some(GATEWAY_GROUP.to_owned()),
+        kind: "HTTPRoute".to_owned(),
+    };
+    let asked = spec.allowed_routes.as_ref().map_or(&[][..], |a| &a.kinds);
+    if asked.is_empty() {
+        let serves = matches!(spec.protocol.as_str(), "HTTP" | "HTTPS");
+        return (if serves { vec![own] } else { Vec::new() }, false);
+    }
+    let is_own = |kind: &&RouteGroupKind| {
+        let group = kind.group.as_deref().unwrap_or(GATEWAY_GROUP);
+        group == GATEWAY_GROUP && kind.kind == own.kind
+    };
+    let good = asked.iter().filter(is_own).count();
+    let bad = good < asked.len();
+    (if good > 0 { vec![own] } else { Vec::new() }, bad)
+}
+
+/// The Secrets of a listener, or the reason and message of the first that cannot be used.
+fn certificates(
+    world: &World,
+    gateway: &Gateway,
+    spec: &Listener,
+    tls: bool,
+    secrets: &mut BTreeSet<Key>,
+) -> Result<Vec<Key>, (&'static str, String)> {
+    if !tls {
+        return Ok(Vec::new());
+    }
+    let references = spec
+        .tls
+        .as_ref()
+        .map_or(&[][..], |tls| &tls.certificate_refs);
+    if references.is_empty() {
+        let message = "tls.certificateRefs names no Secret".to_owned();
+        return Err(("InvalidCertificateRef", message));
+    }
+    let mut good = Vec::new();
+    for reference in references {
+        let kind = reference.kind.as_deref().unwrap_or("Secret");
+        let group = reference.group.as_deref().unwrap_or_default();
+        if kind != "Secret" || !group.is_empty() {
+            let message = format!(
+                "certificate reference to {kind} {:?} of group {group:?}: only Secrets are supported",
+                reference.name
+            );
+            return Err(("InvalidCertificateRef", message));
+        }
+        let own = &gateway.metadata.namespace;
+        let namespace = reference.namespace.as_deref().unwrap_or(own);
+        let key = Key::new(namespace, &reference.name);
+        if !is_granted(world, ("Gateway", own), ("Secret", &key)) {
+            let message = format!(
+                "no ReferenceGrant in namespace {namespace:?} lets Gateways of {own:?} use Secret {key}"
+            );
+            return Err(("RefNotPermitted", message));
+        }
+        secrets.insert(key.clone());
+        if let Some(why) = world.secret_problem(&key) {
+            return Err(("InvalidCertificateRef", why));
+        }
+        good.push(key);
+    }
+    Ok(good)
+}
+
+pub(super) fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
+    let exact = selector.match_labels.iter().flatten();
+    let mut expressions = selector.match_expressions.iter().flatten();
+    exact
+        .into_iter()
+        .all(|(key, value)| labels.get(key) == Some(value))
+        && expressions.all(|expression| {
+            let value = labels.get(&expression.key);
+            let listed = || {
+                let values = expression.values.as_deref().unwrap_or_default();
+                value.is_some_and(|value| values.contains(value))
+            };
+            match expression.operator.as_str() {
+                "In" => listed(),
+                "NotIn" => !listed(),
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => false,
+            }
+        })
+}

@@ -1,0 +1,198 @@
+//! The real sockets: opens those the table asks for, closes those it no longer asks for, and says in the Node object where
+//! they are. A port that is taken or not permitted is replaced by a free one, the same as last time where possible.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, Client};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use types::routing::report::{Listening, Report};
+use types::routing::table::Table;
+use types::routing::{HTTP, HTTPS};
+use types::well_known::ANNOTATION_INGRESS;
+
+use super::serve::{Entry, accept};
+use super::{Shared, certificates};
+
+/// Connections the kernel keeps before we accept them.
+const BACKLOG: u32 = 1024;
+const LOOK_BACK: Duration = Duration::from_secs(5);
+
+struct Open {
+    listening: Listening,
+    /// Cancelled: stop accepting, let requests finish.
+    closing: CancellationToken,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
+/// Runs until the network drains; then every listener is closed. Without a client nobody is asked about last time.
+pub(super) async fn run(shared: Arc<Shared>, client: Option<Client>) {
+    let mut live = shared.live.clone();
+    let mut open: BTreeMap<u16, Open> = BTreeMap::new();
+    let mut before: Option<Report> = None;
+    loop {
+        let now = Arc::clone(&live.borrow_and_update());
+        if before.is_none() && !now.table.doors.is_empty() {
+            before = Some(last_time(client.as_ref(), &shared).await);
+        }
+        reconcile(&shared, &now.table, &mut open, before.as_ref());
+        tell(&shared, &open);
+        tokio::select! {
+            biased;
+            () = shared.gate.draining().cancelled() => return,
+            changed = live.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// What this node's object says from an earlier life.
+async fn last_time(client: Option<&Client>, shared: &Shared) -> Report {
+    let Some(client) = client else {
+        return Report::default();
+    };
+    let nodes: Api<Node> = Api::all(client.clone());
+    let get = nodes.get_opt(&shared.gate.config().node_name);
+    let Ok(Ok(Some(node))) = tokio::time::timeout(LOOK_BACK, get).await else {
+        return Report::default();
+    };
+    let annotations = node.metadata.annotations.unwrap_or_default();
+    let said = annotations.get(ANNOTATION_INGRESS);
+    said.and_then(|text| Report::parse(text))
+        .unwrap_or_default()
+}
+
+fn reconcile(
+    shared: &Arc<Shared>,
+    table: &Table,
+    open: &mut BTreeMap<u16, Open>,
+    before: Option<&Report>,
+) {
+    open.retain(|port, open| {
+        let door = table.doors.get(port);
+        door.is_some_and(|door| door.tls == open.listening.tls)
+    });
+    for (port, door) in &table.doors {
+        if !open.contains_key(port) {
+            let previous = before.and_then(|report| report.port(*port)?.address);
+            let opened = self::open(shared, *port, door.tls, previous.map(|a| a.port()));
+            open.insert(*port, opened);
+        }
+    }
+}
+
+fn open(shared: &Arc<Shared>, port: u16, tls: bool, previous: Option<u16>) -> Open {
+    let wanted = match (port, tls) {
+        (HTTP, false) => shared.config.http,
+        (HTTPS, true) => shared.config.https,
+        _ => SocketAddr::new(shared.gate.config().service_address, port),
+    };
+    let closing = shared.gate.draining().child_token();
+    let acceptor = tls
+        .then(|| certificates::server_config(shared, port))
+        .transpose();
+    let bound = match acceptor {
+        Ok(acceptor) => bind(wanted, previous).map(|bound| (bound, acceptor)),
+        Err(error) => Err(error.to_string()),
+    };
+    let (address, problem) = match bound {
+        Ok(((listener, problem), acceptor)) => {
+            let address = listener.local_addr().ok();
+            let entry = Entry {
+                port,
+                tls: acceptor.map(|config| TlsAcceptor::from(Arc::new(config))),
+            };
+            shared
+                .gate
+                .spawn(accept(Arc::clone(shared), listener, entry, closing.clone()));
+            (address, problem)
+        }
+        Err(problem) => (None, Some(problem)),
+    };
+    match (&address, &problem) {
+        (Some(address), None) => info!(port, %address, "Opened Ingress listener"),
+        (Some(address), Some(problem)) => {
+            warn!(port, %address, problem, "Opened Ingress listener on another port");
+        }
+        (None, problem) => warn!(port, ?problem, "Opened no Ingress listener"),
+    }
+    Open {
+        listening: Listening {
+            port,
+            tls,
+            address: address.map(|at| SocketAddr::new(reachable(at.ip()), at.port())),
+            problem,
+        },
+        closing,
+    }
+}
+
+fn tell(shared: &Shared, open: &BTreeMap<u16, Open>) {
+    let listeners: Vec<Listening> = open.values().map(|open| open.listening.clone()).collect();
+    let report = Report {
+        listeners: listeners.clone(),
+    };
+    shared.listening.send_replace(Arc::new(listeners));
+    let said = (!report.listeners.is_empty()).then(|| report.to_string());
+    let annotations = &shared.gate.config().annotations;
+    annotations.set(ANNOTATION_INGRESS, said);
+}
+
+/// The wanted port; else the one of last time; else any.
+fn bind(
+    wanted: SocketAddr,
+    previous: Option<u16>,
+) -> Result<(TcpListener, Option<String>), String> {
+    let error = match listen(wanted) {
+        Ok(listener) => return Ok((listener, None)),
+        Err(error) => error,
+    };
+    let (ip, port) = (wanted.ip(), wanted.port());
+    let why = match error.kind() {
+        io::ErrorKind::AddrInUse => format!("port {port} is taken on {ip}"),
+        io::ErrorKind::PermissionDenied => format!("port {port} is not permitted on {ip}"),
+        _ => return Err(format!("cannot listen on {wanted}: {error}")),
+    };
+    let again = previous.and_then(|port| listen(SocketAddr::new(ip, port)).ok());
+    match again.map_or_else(|| listen(SocketAddr::new(ip, 0)), Ok) {
+        Ok(listener) => Ok((listener, Some(why))),
+        Err(error) => Err(format!("{why}, and no free port was found: {error}")),
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // Only past connections of ours in TIME_WAIT may be bound over; two listeners still exclude each other.
+    socket.set_reuseaddr(true)?;
+    socket.set_nodelay(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// An address clients can use: for "all addresses", the one this machine would talk to others from.
+fn reachable(ip: IpAddr) -> IpAddr {
+    if !ip.is_unspecified() {
+        return ip;
+    }
+    // Connecting a UDP socket sends nothing; it only asks the routing table.
+    let routed = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    });
+    routed.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |local| local.ip())
+}

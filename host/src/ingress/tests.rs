@@ -1,0 +1,1 @@
+//! The engine on real sockets, with guests that are closures.

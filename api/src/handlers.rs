@@ -117,6 +117,8 @@ const BODIES: usize = 256 * 1024;
 const WAIT_FOR_BODY: Duration = Duration::from_secs(10);
 /// How long a request waits for room before it is told to come back.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(5);
+/// How long a refusal waits for the newest state.
+const WAIT_TO_BE_SURE: Duration = Duration::from_secs(1);
 /// How long a read waits for a revision that has not been reached.
 pub(crate) const WAIT_FOR_REVISION: Duration = Duration::from_secs(3);
 
@@ -166,11 +168,12 @@ async fn answer(
     body: Body,
 ) -> Result<Reply, Error> {
     let user = parts.extensions.get::<User>();
-    let user = api.access.authenticate(user, &parts.headers, now())?;
+    let authenticate = || api.access.authenticate(user, &parts.headers, now());
+    let user = surely(api, authenticate).await?;
     if let Some(ask) = links::Ask::parse(&info.path) {
         return links::serve(api, parts, &user, ask).await;
     }
-    api.access.authorise(&user, info)?;
+    surely(api, || api.access.authorise(&user, info)).await?;
     if info.is_long_running() {
         return route(api, parts, query, info, &user, body).await;
     }
@@ -193,6 +196,19 @@ async fn answer(
             "Timeout: request did not complete within the allotted timeout",
             0,
         )),
+    }
+}
+
+/// What this server refuses another one may have allowed just now: where there are others, the question is put again on
+/// the newest state.
+async fn surely<T>(api: &Api, ask: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    let answer = ask();
+    if answer.is_ok() || !api.store.is_shared() {
+        return answer;
+    }
+    match tokio::time::timeout(WAIT_TO_BE_SURE, api.newest()).await {
+        Ok(Ok(())) => ask(),
+        _ => answer,
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use api::Config;
+use api::auth::User;
 use futures::TryStreamExt as _;
 use http::Method;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -124,6 +125,30 @@ async fn two_servers_are_one_cluster() {
         !everything.contains("PRIVATE"),
         "the material is nobody's to read"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_server_allows_is_allowed_at_the_other_at_once() {
+    let Some((_server, _directories, a, b)) = two().await else {
+        return;
+    };
+    let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+    for round in 0..10 {
+        let name = format!("user-{round}");
+        let user = User::authenticated(&name, &[]);
+        let binding = json!({
+            "metadata": { "name": name },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view" },
+            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name }],
+        });
+        b.ask(&user, Method::GET, CONFIGMAPS, None)
+            .await
+            .expect(403);
+        a.post(bindings, &binding).await.expect(201);
+        b.ask(&user, Method::GET, CONFIGMAPS, None)
+            .await
+            .expect(200);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

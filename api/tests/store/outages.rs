@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection, Executor, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 
 use super::postgres_server::Server;
 use super::replicas::{history, moved, open, open_with, server, try_open};
@@ -193,6 +193,25 @@ async fn writes_until_it_is_killed() {
         });
     }
     tasks.join_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ages_survive_a_restart_of_every_server() {
+    let Some(server) = server() else { return };
+    let w = open(&server).await;
+    w.put(&pod("a"), Expect::Absent, "1").await.unwrap();
+    w.store.close().await;
+    let hour = Duration::from_secs(3_600);
+    let mut admin = PgConnection::connect(&server.admin_url()).await.unwrap();
+    for (back, expected) in [(3_500, 0), (3_700, 1)] {
+        let sql = format!(
+            "UPDATE coracle.meta SET written_at = (extract(epoch FROM now()) - {back}) * 1000"
+        );
+        admin.execute(AssertSqlSafe(sql)).await.unwrap();
+        let w = open(&server).await;
+        assert_eq!(w.cache().older_than("pods", hour).len(), expected);
+        w.store.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

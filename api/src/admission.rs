@@ -8,6 +8,7 @@ mod default_class;
 mod default_tolerations;
 mod escalation;
 mod namespace_lifecycle;
+mod node_restriction;
 mod priority;
 mod runtime_class;
 mod service_account;
@@ -67,6 +68,7 @@ trait Plugin: Sync {
 const PLUGINS: &[&dyn Plugin] = &[
     &namespace_lifecycle::NamespaceLifecycle,
     &service_account::ServiceAccount,
+    &node_restriction::NodeRestriction,
     &taint_nodes::TaintNodesByCondition,
     &priority::Priority,
     &default_tolerations::DefaultTolerationSeconds,

@@ -6,15 +6,20 @@
 //! authoriser and RBAC are asked, each an index of the cache that is kept as objects change.
 
 mod access;
+mod accounts;
 pub mod bootstrap;
 mod bootstrap_tokens;
+mod graph;
 mod impersonation;
 mod live;
+mod node;
 pub mod rbac;
 pub mod reviews;
 pub mod rules;
+pub mod tokens;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
 use types::well_known::{
@@ -35,6 +40,8 @@ pub struct User {
     pub uid: String,
     pub groups: Vec<String>,
     pub extra: BTreeMap<String, Vec<String>>,
+    /// Where the connection came from that showed the user's certificate.
+    pub address: Option<IpAddr>,
 }
 
 /// What is asked of authorisation.

@@ -33,6 +33,9 @@ pub const NODE_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 pub const NODE_SERVING: &str = "kubernetes.io/kubelet-serving";
 pub const LEGACY: &str = "kubernetes.io/legacy-unknown";
 
+/// Key of `spec.extra`, written by admission: where the request came from.
+pub const REMOTE_ADDRESS: &str = "coracle.dev/remote-address";
+
 /// Certificates live a year unless a shorter life is asked for, of ten minutes at least.
 const LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 const SHORTEST: Duration = Duration::from_secs(600);
@@ -46,6 +49,8 @@ pub trait Facts {
     fn node(&self, name: &str) -> Option<(Vec<IpAddr>, Vec<String>)>;
     /// Does another node, or the cluster itself, have this address?
     fn is_taken(&self, address: IpAddr, node: &str) -> bool;
+    /// Is an API server found at this address?
+    fn is_server(&self, address: IpAddr) -> bool;
 }
 
 /// What is to be done with one request now.
@@ -103,7 +108,7 @@ pub fn decide(csr: &Object, facts: &dyn Facts) -> Action {
     }
     match signer {
         NODE_CLIENT => approve_client(&request, &requester(csr), facts),
-        NODE_SERVING => approve_serving(&request, &requester(csr), facts),
+        NODE_SERVING => approve_serving(&request, &requester(csr), came_from(csr), facts),
         _ => Action::Leave,
     }
 }
@@ -130,6 +135,14 @@ fn requester(csr: &Object) -> User {
         groups: words(csr.list_at(&["spec", "groups"])),
         ..User::default()
     }
+}
+
+/// Where the connection came from by which it was created.
+fn came_from(csr: &Object) -> Option<IpAddr> {
+    let [address] = csr.list_at(&["spec", "extra", REMOTE_ADDRESS]) else {
+        return None;
+    };
+    address.as_str()?.parse().ok()
 }
 
 /// Is this what the signer signs? The words are upstream's.
@@ -222,7 +235,13 @@ fn approve_client(request: &Request, by: &User, facts: &dyn Facts) -> Action {
 /// Differs from Kubernetes: upstream leaves every serving certificate to somebody else's judgement. Here a node gets one
 /// for its own name, and for the addresses its Node object has if no other node and no part of the cluster has them.
 /// Before there is a Node object it gets one for its name alone.
-fn approve_serving(request: &Request, by: &User, facts: &dyn Facts) -> Action {
+/// An address where an API server is found is only given to whoever asked from there: that is the same machine.
+fn approve_serving(
+    request: &Request,
+    by: &User,
+    from: Option<IpAddr>,
+    facts: &dyn Facts,
+) -> Action {
     let Some(node) = request.node().filter(|node| !is_reserved(node)) else {
         return Action::Leave;
     };
@@ -234,10 +253,10 @@ fn approve_serving(request: &Request, by: &User, facts: &dyn Facts) -> Action {
         .dns
         .iter()
         .all(|name| name == node || names.contains(name) && !is_reserved(name));
-    let addresses_fit = request
-        .addresses
-        .iter()
-        .all(|address| addresses.contains(address) && !facts.is_taken(*address, node));
+    let addresses_fit = request.addresses.iter().all(|address| {
+        let elsewhere = facts.is_server(*address) && from != Some(*address);
+        addresses.contains(address) && !elsewhere && !facts.is_taken(*address, node)
+    });
     if names_fit && addresses_fit {
         Action::Approve(
             "Auto approving kubelet serving certificate for the node's own name and addresses.",

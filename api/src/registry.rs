@@ -29,6 +29,7 @@ use crate::status::Error;
 use crate::store::{Index, Key, Stored};
 
 pub use lookup::Lookups;
+pub(crate) use system::suffix;
 pub use system::time;
 
 /// One write and who does it.

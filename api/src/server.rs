@@ -32,6 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use self::activity::Activity;
 use self::backing::Certificates;
+use crate::auth::tokens::Tokens;
 use crate::auth::{self, Access, User};
 use crate::furniture::Replica;
 use crate::handlers::{self, Api, Room, Settings};
@@ -169,7 +170,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     let links = Arc::new(Links::default());
     let api = Arc::new(Api {
         cache: Arc::clone(store.cache()),
-        access: Access::new(store.cache()),
+        access: Access::new(store.cache(), Tokens::new(&pki)?),
         store,
         schema: schema::builtin(),
         kinds,
@@ -403,7 +404,7 @@ impl Acceptor {
                 Ok((stream, peer)) => {
                     let acceptor = self.clone();
                     self.tasks.spawn(async move {
-                        if let Err(error) = acceptor.serve(stream).await {
+                        if let Err(error) = acceptor.serve(stream, peer.ip()).await {
                             tracing::debug!(%peer, error = %error, "Connection failed");
                         }
                         drop(permit);
@@ -421,6 +422,7 @@ impl Acceptor {
     async fn serve(
         &self,
         stream: TcpStream,
+        peer: IpAddr,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         stream.set_nodelay(true)?;
         bound_silence(&stream)?;
@@ -429,7 +431,11 @@ impl Acceptor {
         let user = session
             .peer_certificates()
             .and_then(|chain| chain.first())
-            .and_then(|certificate| User::from_certificate(certificate));
+            .and_then(|certificate| User::from_certificate(certificate))
+            .map(|user| User {
+                address: Some(peer),
+                ..user
+            });
         let api = Arc::clone(&self.api);
         let activity = Arc::new(Activity::default());
         let active = Arc::clone(&activity);

@@ -15,6 +15,8 @@ mod objects;
 mod postgres_server;
 #[path = "http/replicas.rs"]
 mod replicas;
+#[path = "http/tokens.rs"]
+mod tokens;
 #[path = "http/watches.rs"]
 mod watches;
 #[path = "http/words.rs"]

@@ -6,7 +6,7 @@ use types::well_known::GROUP_MASTERS;
 
 use super::{Attributes, Plugin};
 use crate::certificates::request::Request;
-use crate::certificates::{API_CLIENT, GROUP, PLURAL};
+use crate::certificates::{API_CLIENT, GROUP, PLURAL, REMOTE_ADDRESS};
 use crate::kinds::strategy::{Door, Lookup};
 use crate::object::Object;
 use crate::registry;
@@ -45,8 +45,13 @@ impl Plugin for Requester {
             if !user.uid.is_empty() {
                 new.set(&["spec", "uid"], json!(user.uid));
             }
-            if !user.extra.is_empty() {
-                new.set(&["spec", "extra"], json!(user.extra));
+            let mut extra = user.extra.clone();
+            extra.remove(REMOTE_ADDRESS);
+            if let Some(address) = user.address {
+                extra.insert(REMOTE_ADDRESS.to_owned(), vec![address.to_string()]);
+            }
+            if !extra.is_empty() {
+                new.set(&["spec", "extra"], json!(extra));
             }
             return Ok(());
         };

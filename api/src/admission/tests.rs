@@ -32,7 +32,7 @@ fn admit(plural: &str, namespace: &str, object: Value) -> Result<Object, Error> 
         .expect("served");
     let mut new = Object::new(object).expect("an object");
     let user = User::anonymous();
-    let access = Access::new(Memory::new().cache());
+    let access = Access::new(Memory::new().cache(), crate::auth::tokens::tests::tokens());
     let name = new.name().to_owned();
     let attributes = Attributes {
         kind,
@@ -65,6 +65,44 @@ fn nothing_is_made_in_a_namespace_that_is_missing_or_ending() {
     assert_eq!(
         error.details.causes[0].message,
         "namespace old is being terminated"
+    );
+}
+
+#[test]
+fn a_pod_finds_its_token_in_a_file_unless_somebody_said_no() {
+    let pod = |spec: Value| {
+        admit(
+            "pods",
+            "default",
+            json!({"metadata": {"name": "p"}, "spec": spec}),
+        )
+        .expect("admitted")
+    };
+    let both = json!({"containers": [{"name": "a"}, {"name": "b", "volumeMounts": [
+        {"name": "own", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]}]});
+    let made = pod(both.clone());
+    let volume = &made.at(&["spec", "volumes"]).expect("volumes")[0];
+    let name = volume["name"].as_str().expect("a name");
+    assert!(
+        name.starts_with("kube-api-access-") && name.len() == 21,
+        "{name}"
+    );
+    assert_eq!(
+        volume["projected"]["sources"][0]["serviceAccountToken"],
+        json!({"expirationSeconds": 3607, "path": "token"})
+    );
+    let containers = made.at(&["spec", "containers"]).expect("containers");
+    assert_eq!(
+        containers[0]["volumeMounts"],
+        json!([{"name": name, "readOnly": true, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}])
+    );
+    assert_eq!(containers[1]["volumeMounts"][0]["name"], "own");
+    let mut without = both;
+    without["automountServiceAccountToken"] = json!(false);
+    assert_eq!(pod(without).at(&["spec", "volumes"]), None);
+    assert_eq!(
+        pod(json!({"containers": []})).at(&["spec", "volumes"]),
+        None
     );
 }
 
@@ -128,7 +166,7 @@ fn a_new_node_is_tainted_until_it_is_ready() {
 #[test]
 fn three_namespaces_stay() {
     let user = User::anonymous();
-    let access = Access::new(Memory::new().cache());
+    let access = Access::new(Memory::new().cache(), crate::auth::tokens::tests::tokens());
     let kind = table().find("", "v1", "namespaces").expect("served");
     let ask = |name: &str| {
         delete(&Attributes {

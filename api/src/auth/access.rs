@@ -2,15 +2,20 @@
 //! functions over them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::HeaderMap;
 use jiff::Timestamp;
+use serde_json::Value;
 use types::well_known::GROUP_MASTERS;
 
+use super::graph::Graph;
 use super::live::{Live, Reading};
+use super::node::{self, Verdict};
 use super::rbac::Tables;
-use super::{Attributes, Decision, User, bootstrap_tokens, impersonation};
+use super::tokens::{ISSUER, Tokens};
+use super::{Attributes, Decision, User, accounts, bootstrap_tokens, impersonation};
 use crate::cache::Cache;
 use crate::handlers::Api;
 use crate::request::{RequestInfo, ResourcePath, Target};
@@ -19,7 +24,11 @@ use crate::status::Error;
 /// One per server.
 pub struct Access {
     cache: Arc<Cache>,
+    tokens: Tokens,
     rbac: Live<Tables>,
+    graph: Live<Graph>,
+    /// Requests refused so far.
+    refused: AtomicU64,
 }
 
 /// How often the indexes take in changes when nobody asks them anything.
@@ -28,10 +37,13 @@ const REFRESH: Duration = Duration::from_secs(1);
 // === impl Access ===
 
 impl Access {
-    pub fn new(cache: &Arc<Cache>) -> Self {
+    pub fn new(cache: &Arc<Cache>, tokens: Tokens) -> Self {
         Self {
             cache: Arc::clone(cache),
+            tokens,
             rbac: Live::new(Arc::clone(cache)),
+            graph: Live::new(Arc::clone(cache)),
+            refused: AtomicU64::new(0),
         }
     }
 
@@ -64,9 +76,14 @@ impl Access {
         })
     }
 
-    /// Whose token this is.
+    /// Whose token for the API this is.
     fn bearer(&self, token: &str, now: Timestamp) -> Option<User> {
-        bootstrap_tokens::authenticate(&self.cache, token, now)
+        let (user, _) = self.review(token, &[ISSUER], now)?;
+        Some(user)
+    }
+
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
     }
 
     /// Whose token this is, and for which of `audiences` (or the API's own) it was made.
@@ -76,10 +93,28 @@ impl Access {
         audiences: &[&str],
         now: Timestamp,
     ) -> Option<(User, Vec<String>)> {
+        let wanted = if audiences.is_empty() {
+            &[ISSUER]
+        } else {
+            audiences
+        };
+        if let Some(claims) = self.tokens.verify(token) {
+            let own = claims.audiences.iter();
+            let shared: Vec<String> = own
+                .filter(|audience| wanted.contains(&&***audience))
+                .cloned()
+                .collect();
+            let good = !shared.is_empty()
+                && claims.is_current(now.as_second())
+                && accounts::holds(&self.cache, &claims, now);
+            return good.then(|| (claims.user(), shared));
+        }
         // A bootstrap token is for the API alone.
-        let own = audiences.is_empty();
-        own.then(|| self.bearer(token, now))?
-            .map(|user| (user, Vec::new()))
+        if !wanted.contains(&ISSUER) {
+            return None;
+        }
+        let user = bootstrap_tokens::authenticate(&self.cache, token, now)?;
+        Some((user, vec![ISSUER.to_owned()]))
     }
 
     /// May `user` do this? `explain`: say why also when they may.
@@ -87,11 +122,44 @@ impl Access {
         if user.is_in(GROUP_MASTERS) {
             return Decision::allowed(String::new());
         }
-        // Until the node authoriser is there.
-        if user.node().is_some() {
-            return Decision::allowed(String::new());
+        let mut reason = String::new();
+        if let Some(node) = user.node() {
+            let decision = self.decide_for_node(node, asked);
+            if decision.allowed {
+                return decision;
+            }
+            reason = decision.reason;
         }
-        self.rbac.read().decide(user, asked, explain)
+        let mut decision = self.rbac.read().decide(user, asked, explain);
+        if !decision.allowed && !reason.is_empty() {
+            if !decision.reason.is_empty() {
+                reason.push('\n');
+                reason.push_str(&decision.reason);
+            }
+            decision.reason = reason;
+        }
+        decision
+    }
+
+    fn decide_for_node(&self, name: &str, asked: &Attributes<'_>) -> Decision {
+        let verdict = node::decide(name, asked, &self.graph.read(), |volume| {
+            let stored = self.cache.find("persistentvolumes", "", volume)?;
+            let volume: Value = serde_json::from_slice(&stored.bytes).ok()?;
+            let claim = |key: &str| Some(volume["spec"]["claimRef"][key].as_str()?.to_owned());
+            Some((claim("namespace")?, claim("name")?))
+        });
+        match verdict {
+            Verdict::Decided(decision) => decision,
+            Verdict::ByRules => {
+                let rbac = self.rbac.read();
+                let rules = rbac.rules(&node::role());
+                let may = rules.is_some_and(|rules| rules.iter().any(|rule| rule.allows(asked)));
+                Decision {
+                    allowed: may,
+                    reason: String::new(),
+                }
+            }
+        }
     }
 
     pub fn allows(&self, user: &User, asked: &Attributes<'_>) -> bool {
@@ -117,6 +185,11 @@ impl Access {
             ..ResourcePath::default()
         };
         self.allows(user, &Attributes::Resource { verb, path: &path })
+    }
+
+    /// How many requests authorisation has refused.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     pub fn rbac(&self) -> Reading<'_, Tables> {
@@ -147,11 +220,15 @@ impl Access {
         if decision.allowed {
             return Ok(());
         }
-        Err(refusal(user, asked, &decision.reason))
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let refusal = refusal(user, asked, &decision.reason);
+        tracing::debug!(error = %refusal, "Refused a request");
+        Err(refusal)
     }
 
     fn refresh(&self) {
         self.rbac.refresh();
+        self.graph.refresh();
     }
 }
 

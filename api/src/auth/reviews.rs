@@ -238,7 +238,10 @@ mod tests {
         let review = json!({"kind": "R", "apiVersion": "authorization.k8s.io/v1", "spec": spec});
         let mut review = Object::new(review).expect("an object");
         let store = crate::store::memory::Memory::new();
-        let access = Access::new(crate::store::Store::cache(&store));
+        let access = Access::new(
+            crate::store::Store::cache(&store),
+            crate::auth::tokens::tests::tokens(),
+        );
         let now = Timestamp::UNIX_EPOCH;
         answer(&mut review, resource, "default", user, &access, now).expect("answered");
         review.into_value()["status"].clone()

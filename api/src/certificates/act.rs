@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
-use types::well_known::NAMESPACE_SYSTEM;
+use types::well_known::{NAMESPACE_DEFAULT, NAMESPACE_SYSTEM};
 
 use super::request::Request;
 use super::{Action, Facts, GROUP, PLURAL, STORAGE, decide};
@@ -251,6 +251,21 @@ impl Facts for Cluster<'_> {
 
     fn node(&self, name: &str) -> Option<(Vec<IpAddr>, Vec<String>)> {
         self.object("nodes", "", name).map(|node| addresses(&node))
+    }
+
+    fn is_server(&self, address: IpAddr) -> bool {
+        if address.is_loopback() {
+            return false;
+        }
+        let mut found = vec![self.api.settings.advertised.ip()];
+        let endpoints = self.object("endpoints", NAMESPACE_DEFAULT, "kubernetes");
+        let endpoints = endpoints.unwrap_or_default();
+        for subset in endpoints["subsets"].as_array().into_iter().flatten() {
+            let addresses = subset["addresses"].as_array().into_iter().flatten();
+            found
+                .extend(addresses.filter_map(|entry| entry["ip"].as_str()?.parse::<IpAddr>().ok()));
+        }
+        found.contains(&address)
     }
 
     /// Loopback is everybody's: whoever calls it reaches itself. Other nodes', Services' and pods' addresses are theirs.

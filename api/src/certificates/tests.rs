@@ -13,6 +13,7 @@ use super::*;
 struct World {
     nodes: BTreeMap<&'static str, (Vec<IpAddr>, Vec<String>)>,
     taken: Vec<IpAddr>,
+    servers: Vec<IpAddr>,
 }
 
 impl Facts for World {
@@ -29,6 +30,10 @@ impl Facts for World {
 
     fn is_taken(&self, address: IpAddr, _: &str) -> bool {
         self.taken.contains(&address)
+    }
+
+    fn is_server(&self, address: IpAddr) -> bool {
+        self.servers.contains(&address)
     }
 }
 
@@ -129,11 +134,12 @@ fn a_serving_certificate_is_approved_for_the_nodes_own_name_and_addresses() {
     let address = IpAddr::from([192, 0, 2, 1]);
     let known = World {
         nodes: [("n1", (vec![address], vec!["n1.example.com".to_owned()]))].into(),
-        taken: Vec::new(),
+        ..World::default()
     };
     let taken = World {
         nodes: known.nodes.clone(),
         taken: vec![address],
+        ..World::default()
     };
     let ask = |names: &[&str], by, world: &World| {
         let request = request("system:node:n1", "system:nodes", names);
@@ -154,9 +160,25 @@ fn a_serving_certificate_is_approved_for_the_nodes_own_name_and_addresses() {
     assert!(!ask(&["n1", "192.0.2.1"], N1, &taken), "another's address");
     assert!(!ask(&["n1"], BOOTSTRAP, &known), "only the node itself");
     assert!(!ask(&["n1", "a@example.com"], N1, &known));
+    let server = World {
+        nodes: known.nodes.clone(),
+        servers: vec![address],
+        ..World::default()
+    };
+    assert!(
+        !ask(&["n1", "192.0.2.1"], N1, &server),
+        "an API server is there"
+    );
+    let request = request("system:node:n1", "system:nodes", &["n1", "192.0.2.1"]);
+    let mut from_there = csr(NODE_SERVING, SERVER, N1, &request);
+    for (from, expect) in [("192.0.2.1", true), ("192.0.2.2", false)] {
+        from_there.set(&["spec", "extra", REMOTE_ADDRESS], json!([from]));
+        let action = decide(&from_there, &server);
+        assert_eq!(matches!(action, Action::Approve(_)), expect, "from {from}");
+    }
     let elsewhere = World {
         nodes: [("n1", (Vec::new(), vec!["kubernetes".to_owned()]))].into(),
-        taken: Vec::new(),
+        ..World::default()
     };
     assert!(
         !ask(&["kubernetes"], N1, &elsewhere),

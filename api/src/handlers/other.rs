@@ -12,6 +12,7 @@ use types::well_known::{GIT_VERSION, KUBERNETES_MAJOR, KUBERNETES_MINOR};
 
 use super::reply::Reply;
 use super::{Api, Call};
+use crate::auth::tokens::ISSUER;
 use crate::request::{Query, RequestInfo};
 use crate::status::Error;
 use crate::{discovery, openapi};
@@ -35,6 +36,8 @@ pub(super) async fn serve(
             | "apis"
             | "openapi"
             | "coracle"
+            | "openid"
+            | ".well-known"
     );
     if !known {
         return Ok(Reply::no_page());
@@ -50,7 +53,12 @@ pub(super) async fn serve(
         "healthz" | "livez" | "readyz" => Ok(health::serve(api, path, query)),
         "version" if path == "/version" => Ok(Reply::value(StatusCode::OK, &version())),
         "metrics" if path == "/metrics" => {
-            let page = api.metrics.render(&api.cache);
+            let mut page = api.metrics.render(&api.cache);
+            let name = "apiserver_authorization_decisions_total";
+            let refused = api.access.refused();
+            page.push_str(&format!(
+                "# TYPE {name} counter\n{name}{{decision=\"denied\"}} {refused}\n"
+            ));
             let mut reply = Reply::text(StatusCode::OK, page);
             let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             reply.headers.insert(http::header::CONTENT_TYPE, kind);
@@ -58,8 +66,31 @@ pub(super) async fn serve(
         }
         "coracle" if path == graph::PATH => graph::serve(api).await,
         "coracle" => Ok(Reply::no_page()),
+        "openid" | ".well-known" => Ok(issuer(api, path)),
         _ => derived(api, parts, query, path).await,
     }
+}
+
+/// How others verify ServiceAccounts' tokens (OpenID Connect discovery).
+fn issuer(api: &Api, path: &str) -> Reply {
+    let (value, kind) = match path {
+        "/.well-known/openid-configuration" => (
+            json!({
+                "issuer": ISSUER,
+                "jwks_uri": format!("https://{}/openid/v1/jwks", api.settings.advertised),
+                "response_types_supported": ["id_token"],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["ES256"],
+            }),
+            "application/json",
+        ),
+        "/openid/v1/jwks" => (api.access.tokens().key_set(), "application/jwk-set+json"),
+        _ => return Reply::no_page(),
+    };
+    let mut reply = Reply::value(StatusCode::OK, &value);
+    let kind = http::HeaderValue::from_static(kind);
+    reply.headers.insert(http::header::CONTENT_TYPE, kind);
+    reply
 }
 
 /// Discovery and OpenAPI, derived from kinds and schema.
@@ -113,11 +144,13 @@ fn paths(api: &Api) -> Vec<String> {
     let mut paths = discovery::paths(api.kinds);
     for path in [
         graph::PATH,
+        "/.well-known/openid-configuration",
         "/healthz",
         "/livez",
         "/metrics",
         "/openapi/v2",
         "/openapi/v3",
+        "/openid/v1/jwks",
         "/readyz",
         "/version",
     ] {

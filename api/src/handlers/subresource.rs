@@ -6,6 +6,7 @@ mod eviction;
 mod log;
 mod node_proxy;
 mod scale;
+mod token;
 
 use axum::body::Body;
 use http::Method;
@@ -31,7 +32,7 @@ pub(super) async fn serve(
         return Err(Error::method_not_allowed());
     }
     let object_itself = subresource.kind == call.kind.kind && subresource.group.is_empty();
-    let has_a_body = object_itself || matches!(name, "scale" | "binding" | "eviction");
+    let has_a_body = object_itself || matches!(name, "scale" | "binding" | "eviction" | "token");
     // GET of a stream has no body, and an upgrade's must not be touched.
     let body = if *method == Method::GET || !has_a_body {
         bytes::Bytes::new()
@@ -44,6 +45,7 @@ pub(super) async fn serve(
         "scale" => scale::scale(call, verb, &body).await,
         "binding" => binding::bind(call, &body).await,
         "eviction" => eviction::evict(call, &body).await,
+        "token" => token::create(call, &body).await,
         _ if object_itself => {
             let door = Door::Subresource(subresource.name);
             match verb {
@@ -66,7 +68,7 @@ pub(super) async fn bind_by_body(
     binding::bind_object(call, object.name().to_owned(), &object, options).await
 }
 
-/// `exec`, `attach`, `portforward`, `proxy`, `token`: known, not there yet. A missing object is said first.
+/// `exec`, `attach`, `portforward`, `proxy`: known, not there yet. A missing object is said first.
 fn not_yet(call: &Call<'_>) -> Result<Reply, Error> {
     let registry = call.registry(Door::Main, "", false);
     registry.find(&call.path.name)?;

@@ -23,14 +23,20 @@ pub(super) fn generate_name(base: &str) -> String {
         end -= 1;
     }
     let mut name = base[..end].to_owned();
-    let mut random: u64 = rand::random();
+    name.push_str(&suffix(rand::random()));
+    name
+}
+
+/// Five characters that make a name of its own.
+pub(crate) fn suffix(mut random: u64) -> String {
+    let letters = ALPHABET.len() as u64;
+    let mut suffix = String::with_capacity(5);
     for _ in 0..5 {
-        let letters = ALPHABET.len() as u64;
         let letter = usize::try_from(random % letters).unwrap_or(0);
-        name.push(char::from(ALPHABET[letter]));
+        suffix.push(char::from(ALPHABET[letter]));
         random /= letters;
     }
-    name
+    suffix
 }
 
 /// Gives a new object its identity; what only the system may say is taken out first.

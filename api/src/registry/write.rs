@@ -388,6 +388,11 @@ impl Registry<'_> {
         }
     }
 
+    /// Asks admission about the body of a subresource that is not stored.
+    pub fn admit(&self, verb: &str, name: &str, body: &Object) -> Result<(), Error> {
+        admission::validate(&self.attributes(verb, name, None), body, &self.lookups())
+    }
+
     pub(super) fn admit_deletion(&self, name: &str, old: &Object) -> Result<(), Error> {
         admission::delete(&self.attributes("delete", name, Some(old)))
     }

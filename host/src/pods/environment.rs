@@ -6,12 +6,14 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret, Service};
 
 use super::downward::{self, Surroundings};
+use super::volumes::tokens::Tokens;
 
 /// The objects a pod refers to, as fetched; `None` is one that does not exist.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sources {
     pub(crate) config_maps: BTreeMap<String, Option<Arc<ConfigMap>>>,
     pub(crate) secrets: BTreeMap<String, Option<Arc<Secret>>>,
+    pub(crate) tokens: Tokens,
 }
 
 /// What a container refers to, by name in the pod's namespace.
@@ -371,6 +373,7 @@ mod tests {
                 ("gone".to_owned(), None),
             ]),
             secrets: BTreeMap::from([("keys".to_owned(), Some(Arc::new(secret)))]),
+            ..Sources::default()
         };
         let links = BTreeMap::from([("DB_SERVICE_HOST".to_owned(), "10.96.0.7".to_owned())]);
         environment(&pod, &container, &sources, &links, &Surroundings::default())

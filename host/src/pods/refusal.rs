@@ -238,11 +238,6 @@ impl Refusals {
         for (index, source) in sources.enumerate() {
             let field = |name: &str| format!("{at}.projected.sources[{index}].{name}");
             self.when(
-                source.service_account_token.is_some(),
-                &field("serviceAccountToken"),
-                NOT_YET,
-            );
-            self.when(
                 source.cluster_trust_bundle.is_some(),
                 &field("clusterTrustBundle"),
                 NOT_YET,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::context::Context;
+use super::context::{Context, now};
 use super::downward::Surroundings;
 use super::volumes::directory;
 use super::{objects, volumes};
@@ -112,16 +112,20 @@ pub(crate) async fn make_volumes(
     }
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let references = volumes::references(&mounted);
-    let sources = objects::fetch(&context.client, namespace, &references)
-        .await
-        .map_err(|error| error.to_string())?;
+    let root = context.volumes_directory(pod.metadata.uid.as_deref().unwrap_or_default());
+    let wanted = volumes::tokens::wanted(&mounted);
+    let (sources, tokens) = tokio::join!(
+        objects::fetch(&context.client, namespace, &references),
+        volumes::tokens::fetch(&context.client, &pod, wanted, &root, now()),
+    );
+    let mut sources = sources.map_err(|error| error.to_string())?;
+    sources.tokens = tokens?;
     let mut wanted = Vec::new();
     for volume in mounted {
         let contents = volumes::contents(&pod, volume, &sources, &around)
             .map_err(|error| failed(&volume.name, &error))?;
         wanted.push((volume.name.clone(), contents));
     }
-    let root = context.volumes_directory(pod.metadata.uid.as_deref().unwrap_or_default());
     let written = tokio::task::spawn_blocking(move || {
         let mut directories = Directories::new();
         for (name, contents) in wanted {

@@ -13,6 +13,7 @@ use super::downward::{self, Surroundings};
 use super::environment::{Reference, Sources, expand};
 
 pub(crate) mod directory;
+pub(crate) mod tokens;
 
 /// What a volume holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +39,8 @@ pub(crate) enum Error {
     NoConfigMap(String),
     #[error("secret \"{0}\" not found")]
     NoSecret(String),
+    #[error("no token for {0:?}")]
+    NoToken(String),
     #[error("references non-existent {kind} key: {key}")]
     NoKey { kind: &'static str, key: String },
     #[error("{0}")]
@@ -53,6 +56,8 @@ pub(crate) enum Error {
 }
 
 const DEFAULT_MODE: i32 = 0o644;
+/// Whatever the volume says: a token is its owner's alone.
+const TOKEN_MODE: i32 = 0o600;
 
 /// The volumes some container mounts; others cost nothing.
 pub(crate) fn mounted(pod: &Pod) -> Vec<&Volume> {
@@ -167,6 +172,12 @@ pub(crate) fn contents(
     } else if let Some(source) = &volume.projected {
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         for projection in source.sources.iter().flatten() {
+            if let Some(source) = &projection.service_account_token {
+                let key = (volume.name.clone(), source.path.clone());
+                let token = sources.tokens.get(&key).cloned();
+                let token = token.ok_or_else(|| Error::NoToken(source.path.clone()))?;
+                files.insert(clean(&source.path)?, File::new(token, TOKEN_MODE));
+            }
             projected(&mut files, pod, projection, mode, sources, around)?;
         }
     } else if let Some(source) = &volume.empty_dir {

@@ -43,6 +43,8 @@ const UNSETTLED: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(1);
 /// Between looks at volumes that follow other objects or may outgrow their limit.
 const UPKEEP: Duration = Duration::from_secs(10);
+/// Of volumes that hold a token, the cluster's CA and nothing else that may change.
+const QUIET_UPKEEP: Duration = Duration::from_secs(600);
 
 pub(super) struct Worker {
     context: Arc<Context>,
@@ -572,12 +574,16 @@ impl Worker {
     }
 
     fn schedule_upkeep(&mut self) {
-        let live = super::volumes::mounted(&self.pod)
+        let mounted = super::volumes::mounted(&self.pod);
+        let mut live = mounted
             .iter()
-            .any(|volume| super::volumes::is_live(volume));
+            .filter(|volume| super::volumes::is_live(volume))
+            .peekable();
         let limited = !sandbox::size_limits(&self.pod).is_empty();
-        self.upkeep_at =
-            (live || limited).then(|| now().saturating_add(UPKEEP).unwrap_or(Timestamp::MAX));
+        let quiet = live.peek().map(|_| QUIET_UPKEEP);
+        let busy = limited || live.any(|volume| !super::volumes::tokens::is_quiet(volume));
+        let after = if busy { Some(UPKEEP) } else { quiet };
+        self.upkeep_at = after.map(|after| now().saturating_add(after).unwrap_or(Timestamp::MAX));
     }
 }
 

@@ -230,6 +230,14 @@ impl World {
             node.abort();
         }
         self.scheduler.shutdown().await;
+        // Whatever the test was about: no component asked for what its role does not let it do.
+        let request = http::Request::get("/metrics").body(Vec::new());
+        let page = self.client.request_text(request.expect("a request")).await;
+        let page = page.expect("the metrics");
+        assert!(
+            page.contains("apiserver_authorization_decisions_total{decision=\"denied\"} 0\n"),
+            "{page}"
+        );
         self.api.shutdown().await;
     }
 }

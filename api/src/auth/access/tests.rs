@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::auth::bootstrap;
+use crate::auth::tokens::tests::tokens;
 use crate::request::Query;
 use crate::store::memory::Memory;
 use crate::store::{Change, Draft, Expect, Index, Key, Operation, Store as _};
@@ -35,7 +36,7 @@ async fn access(objects: Vec<(&str, &str, &str, serde_json::Value)>) -> (Memory,
             change: Change::Put(draft(&object)),
         });
     store.commit(operations.collect()).await.expect("committed");
-    let access = Access::new(store.cache());
+    let access = Access::new(store.cache(), tokens());
     (store, access)
 }
 

@@ -20,6 +20,7 @@ fn sources(data: serde_json::Value) -> Sources {
     Sources {
         config_maps: BTreeMap::from([("settings".to_owned(), Some(Arc::new(map)))]),
         secrets: BTreeMap::from([("keys".to_owned(), Some(Arc::new(secret)))]),
+        tokens: BTreeMap::from([(("v".to_owned(), "token".to_owned()), b"t".to_vec())]),
     }
 }
 
@@ -54,6 +55,16 @@ fn a_config_map_gives_all_its_keys_or_the_chosen_ones() {
     )
     .expect("made");
     assert_eq!(names(&chosen), [("deep/b.txt", 0o400)]);
+}
+
+#[test]
+fn a_token_is_its_owners_alone_whatever_the_volume_says() {
+    let made = made(
+        serde_json::json!({"name": "v", "projected": {"defaultMode": 420, "sources": [
+        {"serviceAccountToken": {"path": "token"}}, {"configMap": {"name": "settings"}}]}}),
+    )
+    .expect("made");
+    assert_eq!(names(&made), [("a", 0o644), ("b", 0o644), ("token", 0o600)]);
 }
 
 #[test]

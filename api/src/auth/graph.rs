@@ -1,0 +1,415 @@
+//! Which node has to do with which object: what the pods bound to it refer to, and what Ingresses and Gateways need
+//! everywhere. An index that is kept as pods come and go; a question is two look-ups.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::live::Derived;
+use crate::store::{Key, Stored};
+
+const PODS: &str = "pods";
+const INGRESSES: &str = "networking.k8s.io/ingresses";
+const GATEWAYS: &str = "gateway.networking.k8s.io/gateways";
+const REFERENCE_GRANTS: &str = "gateway.networking.k8s.io/referencegrants";
+
+/// What nodes may read because something refers to it.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) enum What {
+    Secret,
+    ConfigMap,
+    Claim,
+    Account,
+}
+
+/// An object that is referred to.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct Object {
+    what: What,
+    namespace: Arc<str>,
+    name: Box<str>,
+}
+
+#[derive(Default)]
+pub(super) struct Graph {
+    /// How many pods of each node refer to it.
+    by_node: HashMap<Object, HashMap<Arc<str>, usize>>,
+    /// Pod → its node and what it refers to, so that its end takes that out.
+    pods: HashMap<(Arc<str>, Arc<str>), (Arc<str>, Vec<Object>)>,
+    /// Secrets with certificates that any node may have to show, and by how many they are named.
+    certificates: HashMap<Object, usize>,
+    /// Ingress or Gateway → its Secrets.
+    fronts: HashMap<Key, Vec<Reference>>,
+    /// Namespace → what its ReferenceGrants let others refer to.
+    grants: HashMap<(Arc<str>, Arc<str>), Vec<Grant>>,
+}
+
+/// A Secret named by a front of `from`.
+#[derive(Clone, Debug)]
+struct Reference {
+    from: Arc<str>,
+    secret: Object,
+}
+
+/// Gateways of this namespace may refer to that Secret, or to all.
+struct Grant {
+    from: Box<str>,
+    name: Option<Box<str>>,
+}
+
+// === impl Graph ===
+
+impl Graph {
+    /// Does a pod of `node` refer to it?
+    pub(super) fn has(&self, node: &str, what: What, namespace: &str, name: &str) -> bool {
+        let object = Object {
+            what,
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        let by_pods = self.by_node.get(&object);
+        by_pods.is_some_and(|nodes| nodes.contains_key(node))
+            || what == What::Secret && self.is_certificate(&object)
+    }
+
+    fn is_certificate(&self, secret: &Object) -> bool {
+        if self.certificates.contains_key(secret) {
+            return true;
+        }
+        // Named from another namespace: only where that one lets it.
+        let granted = |from: &Arc<str>| {
+            let mut grants = self
+                .grants
+                .iter()
+                .filter(|((namespace, _), _)| *namespace == secret.namespace)
+                .flat_map(|(_, grants)| grants);
+            grants.any(|grant| {
+                *grant.from == **from && grant.name.as_ref().is_none_or(|name| *name == secret.name)
+            })
+        };
+        // Few clusters have any grant at all.
+        !self.grants.is_empty()
+            && self
+                .fronts
+                .values()
+                .flatten()
+                .any(|reference| reference.secret == *secret && granted(&reference.from))
+    }
+
+    fn pod(&mut self, key: &Key, old: Option<&Stored>, new: Option<&Stored>) {
+        let node = |stored: &Stored| {
+            let node = stored.index.field("spec.nodeName").unwrap_or_default();
+            node.to_owned()
+        };
+        let before = old.map(node).unwrap_or_default();
+        let after = new.map(node).unwrap_or_default();
+        let at = (Arc::clone(&key.namespace), Arc::clone(&key.name));
+        let same = old
+            .zip(new)
+            .is_some_and(|(old, new)| old.index.uid == new.index.uid);
+        // A pod's references never change once it is bound; most of its changes are its status.
+        if same && before == after && self.pods.contains_key(&at) != after.is_empty() {
+            return;
+        }
+        if let Some((node, objects)) = self.pods.remove(&at) {
+            for object in objects {
+                if let Some(nodes) = self.by_node.get_mut(&object) {
+                    if let Some(count) = nodes.get_mut(&node) {
+                        *count -= 1;
+                        if *count == 0 {
+                            nodes.remove(&node);
+                        }
+                    }
+                    if nodes.is_empty() {
+                        self.by_node.remove(&object);
+                    }
+                }
+            }
+        }
+        let Some(new) = new.filter(|_| !after.is_empty()) else {
+            return;
+        };
+        let pod: Value = serde_json::from_slice(&new.bytes).unwrap_or_default();
+        let node: Arc<str> = after.into();
+        let objects = references(&key.namespace, &pod);
+        for object in &objects {
+            let nodes = self.by_node.entry(object.clone()).or_default();
+            *nodes.entry(Arc::clone(&node)).or_default() += 1;
+        }
+        self.pods.insert(at, (node, objects));
+    }
+
+    fn front(&mut self, key: &Key, new: Option<&Stored>) {
+        for reference in self.fronts.remove(key).unwrap_or_default() {
+            if let Some(count) = self.certificates.get_mut(&reference.secret) {
+                *count -= 1;
+                if *count == 0 {
+                    self.certificates.remove(&reference.secret);
+                }
+            }
+        }
+        let Some(new) = new else { return };
+        let front: Value = serde_json::from_slice(&new.bytes).unwrap_or_default();
+        let references: Vec<Reference> = if &*key.resource == INGRESSES {
+            let tls = front["spec"]["tls"].as_array().into_iter().flatten();
+            tls.filter_map(|tls| secret(key, &key.namespace, &tls["secretName"]))
+                .collect()
+        } else {
+            let listeners = front["spec"]["listeners"].as_array().into_iter().flatten();
+            listeners
+                .flat_map(|listener| {
+                    listener["tls"]["certificateRefs"]
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                })
+                .filter(|reference| {
+                    let of_core = reference["group"].as_str().is_none_or(str::is_empty);
+                    of_core
+                        && reference["kind"]
+                            .as_str()
+                            .is_none_or(|kind| kind == "Secret")
+                })
+                .filter_map(|reference| {
+                    let namespace = reference["namespace"].as_str().unwrap_or(&key.namespace);
+                    secret(key, namespace, &reference["name"])
+                })
+                .collect()
+        };
+        for reference in &references {
+            if reference.from == reference.secret.namespace {
+                *self
+                    .certificates
+                    .entry(reference.secret.clone())
+                    .or_default() += 1;
+            }
+        }
+        self.fronts.insert(key.clone(), references);
+    }
+
+    fn grant(&mut self, key: &Key, new: Option<&Stored>) {
+        let at = (Arc::clone(&key.namespace), Arc::clone(&key.name));
+        self.grants.remove(&at);
+        let Some(new) = new else { return };
+        let grant: Value = serde_json::from_slice(&new.bytes).unwrap_or_default();
+        let list = |key: &str| grant["spec"][key].as_array().cloned().unwrap_or_default();
+        let mut grants = Vec::new();
+        for from in list("from") {
+            let gateways =
+                from["group"] == "gateway.networking.k8s.io" && from["kind"] == "Gateway";
+            let Some(namespace) = from["namespace"].as_str().filter(|_| gateways) else {
+                continue;
+            };
+            for to in list("to") {
+                if to["group"].as_str().is_none_or(str::is_empty) && to["kind"] == "Secret" {
+                    grants.push(Grant {
+                        from: namespace.into(),
+                        name: to["name"].as_str().map(Box::from),
+                    });
+                }
+            }
+        }
+        self.grants.insert(at, grants);
+    }
+}
+
+impl Derived for Graph {
+    const RESOURCES: &'static [&'static str] = &[PODS, INGRESSES, GATEWAYS, REFERENCE_GRANTS];
+
+    fn apply(&mut self, key: &Key, old: Option<&Stored>, new: Option<&Stored>) {
+        match &*key.resource {
+            PODS => self.pod(key, old, new),
+            REFERENCE_GRANTS => self.grant(key, new),
+            _ => self.front(key, new),
+        }
+    }
+}
+
+fn secret(front: &Key, namespace: &str, name: &Value) -> Option<Reference> {
+    let name = name.as_str().filter(|name| !name.is_empty())?;
+    Some(Reference {
+        from: Arc::clone(&front.namespace),
+        secret: Object {
+            what: What::Secret,
+            namespace: namespace.into(),
+            name: name.into(),
+        },
+    })
+}
+
+/// Everything a pod refers to, each once.
+fn references(namespace: &Arc<str>, pod: &Value) -> Vec<Object> {
+    let mut objects: Vec<Object> = Vec::new();
+    let mut add = |what: What, name: &Value| {
+        let Some(name) = name.as_str().filter(|name| !name.is_empty()) else {
+            return;
+        };
+        let object = Object {
+            what,
+            namespace: Arc::clone(namespace),
+            name: name.into(),
+        };
+        if !objects.contains(&object) {
+            objects.push(object);
+        }
+    };
+    let spec = &pod["spec"];
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    add(What::Account, &spec["serviceAccountName"]);
+    for secret in list(&spec["imagePullSecrets"]) {
+        add(What::Secret, &secret["name"]);
+    }
+    for kind in ["initContainers", "containers", "ephemeralContainers"] {
+        for container in list(&spec[kind]) {
+            for source in list(&container["envFrom"]) {
+                add(What::ConfigMap, &source["configMapRef"]["name"]);
+                add(What::Secret, &source["secretRef"]["name"]);
+            }
+            for variable in list(&container["env"]) {
+                let from = &variable["valueFrom"];
+                add(What::ConfigMap, &from["configMapKeyRef"]["name"]);
+                add(What::Secret, &from["secretKeyRef"]["name"]);
+            }
+        }
+    }
+    for volume in list(&spec["volumes"]) {
+        add(What::ConfigMap, &volume["configMap"]["name"]);
+        add(What::Secret, &volume["secret"]["secretName"]);
+        add(What::Claim, &volume["persistentVolumeClaim"]["claimName"]);
+        if volume["ephemeral"].is_object() {
+            let pod = pod["metadata"]["name"].as_str().unwrap_or_default();
+            let name = format!("{pod}-{}", volume["name"].as_str().unwrap_or_default());
+            add(What::Claim, &name.into());
+        }
+        add(What::Secret, &volume["csi"]["nodePublishSecretRef"]["name"]);
+        for source in list(&volume["projected"]["sources"]) {
+            add(What::ConfigMap, &source["configMap"]["name"]);
+            add(What::Secret, &source["secret"]["name"]);
+        }
+    }
+    objects
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::store::Index;
+
+    struct World(Graph, HashMap<Key, Stored>);
+
+    impl World {
+        fn put(&mut self, resource: &str, name: &str, object: Option<Value>) {
+            let key = Key::new(resource, "ns", name);
+            let stored = object.map(|object| Stored {
+                key: key.clone(),
+                revision: 1,
+                created: 1,
+                index: Index {
+                    uid: object["metadata"]["uid"].as_str().unwrap_or("u").into(),
+                    fields: [(
+                        "spec.nodeName",
+                        object["spec"]["nodeName"]
+                            .as_str()
+                            .unwrap_or_default()
+                            .into(),
+                    )]
+                    .into(),
+                    ..Index::default()
+                },
+                bytes: object.to_string().into(),
+            });
+            let old = self.1.remove(&key);
+            self.0.apply(&key, old.as_ref(), stored.as_ref());
+            if let Some(stored) = stored {
+                self.1.insert(key, stored);
+            }
+        }
+
+        fn secret(&self, node: &str, name: &str) -> bool {
+            self.0.has(node, What::Secret, "ns", name)
+        }
+    }
+
+    fn pod(node: &str, secret: &str) -> Value {
+        json!({"metadata": {"name": "p"}, "spec": {"nodeName": node, "serviceAccountName": "robot", "containers": [
+            {"env": [{"valueFrom": {"secretKeyRef": {"name": secret}}}], "envFrom": [{"configMapRef": {"name": "env"}}]}],
+            "imagePullSecrets": [{"name": "pull"}],
+            "volumes": [{"persistentVolumeClaim": {"claimName": "data"}},
+                {"name": "tmp", "ephemeral": {}},
+                {"projected": {"sources": [{"configMap": {"name": "ca"}}, {"secret": {"name": "more"}}]}}]}})
+    }
+
+    #[test]
+    fn a_node_has_to_do_with_what_its_pods_refer_to() {
+        let mut world = World(Graph::default(), HashMap::new());
+        world.put(PODS, "a", Some(pod("", "s")));
+        assert!(!world.secret("n1", "s"), "not bound yet");
+        world.put(PODS, "a", Some(pod("n1", "s")));
+        for secret in ["s", "pull", "more"] {
+            assert!(world.secret("n1", secret), "{secret}");
+            assert!(!world.secret("n2", secret), "{secret}");
+        }
+        for (what, name) in [
+            (What::ConfigMap, "env"),
+            (What::ConfigMap, "ca"),
+            (What::Claim, "data"),
+            (What::Claim, "p-tmp"),
+            (What::Account, "robot"),
+        ] {
+            assert!(world.0.has("n1", what, "ns", name), "{name}");
+            assert!(!world.0.has("n1", what, "other", name), "{name}");
+        }
+        assert!(!world.secret("n1", "env"), "a ConfigMap is no Secret");
+        world.put(PODS, "b", Some(pod("n1", "s")));
+        world.put(PODS, "a", None);
+        assert!(world.secret("n1", "s"), "the other pod has it");
+        world.put(PODS, "b", None);
+        assert!(!world.secret("n1", "s"));
+        assert!(world.0.by_node.is_empty(), "nothing is left");
+    }
+
+    #[test]
+    fn a_pod_of_the_same_name_is_another() {
+        let mut world = World(Graph::default(), HashMap::new());
+        world.put(PODS, "a", Some(pod("n1", "s")));
+        let mut other = pod("n1", "t");
+        other["metadata"]["uid"] = json!("other");
+        world.put(PODS, "a", Some(other));
+        assert!(world.secret("n1", "t"));
+        assert!(!world.secret("n1", "s"));
+    }
+
+    #[test]
+    fn certificates_of_ingresses_and_gateways_are_every_nodes() {
+        let mut world = World(Graph::default(), HashMap::new());
+        let ingress = json!({"spec": {"tls": [{"hosts": ["a"], "secretName": "web"}]}});
+        world.put(INGRESSES, "i", Some(ingress.clone()));
+        world.put(INGRESSES, "j", Some(ingress));
+        let gateway = json!({"spec": {"listeners": [{"tls": {"certificateRefs": [
+            {"name": "front"}, {"name": "far", "namespace": "other"}, {"name": "map", "kind": "ConfigMap"}]}}]}});
+        world.put(GATEWAYS, "g", Some(gateway));
+        assert!(world.secret("n1", "web") && world.secret("n2", "front"));
+        assert!(!world.secret("n1", "map"));
+        let far = |world: &World| world.0.has("n1", What::Secret, "other", "far");
+        assert!(!far(&world), "nobody let it");
+        let key = Key::new(REFERENCE_GRANTS, "other", "r");
+        let grant = json!({"spec": {"from": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "ns"}],
+            "to": [{"group": "", "kind": "Secret", "name": "far"}]}});
+        let stored = Stored {
+            key: key.clone(),
+            revision: 1,
+            created: 1,
+            bytes: grant.to_string().into(),
+            index: Index::default(),
+        };
+        world.0.apply(&key, None, Some(&stored));
+        assert!(far(&world));
+        world.put(INGRESSES, "i", None);
+        assert!(world.secret("n1", "web"), "the other Ingress has it");
+        world.put(INGRESSES, "j", None);
+        assert!(!world.secret("n1", "web"));
+    }
+}

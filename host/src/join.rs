@@ -13,6 +13,8 @@ mod first;
 mod leaf;
 mod renew;
 mod request;
+#[cfg(test)]
+pub(crate) mod tests;
 mod token;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -94,8 +96,10 @@ pub enum Error {
         "the token is for another cluster than the one in {}: use another --data-dir, or leave the token away", path.display()
     )]
     OtherCluster { path: PathBuf },
-    #[error("this token does not belong to this server: {reason}")]
-    AnotherServer { reason: String },
+    #[error(
+        "{servers} shows no CA with the hash that the token names: it is another cluster's token, or another cluster's server"
+    )]
+    AnotherServer { servers: String },
     #[error("{}: {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
     #[error("cannot make a certificate request for {name}: {reason}")]
@@ -250,7 +254,12 @@ async fn bootstrap(files: &Files, config: &Config) -> Result<(String, String), E
         obtained.map_err(|error| {
             if pinned.is_refused() {
                 Error::AnotherServer {
-                    reason: error.to_string(),
+                    servers: config
+                        .servers
+                        .iter()
+                        .map(Address::to_string)
+                        .collect::<Vec<_>>()
+                        .join(", "),
                 }
             } else {
                 error

@@ -8,6 +8,8 @@
 mod address;
 mod connection;
 pub(crate) mod learn;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -305,37 +307,4 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn addresses(texts: &[&str]) -> Vec<Address> {
-        let parse = |text: &&str| text.parse().expect("an address");
-        texts.iter().map(parse).collect()
-    }
-
-    #[test]
-    fn the_server_that_answered_stays_first_until_it_is_lost() {
-        let all = addresses(&["a", "b", "c"]);
-        let (b, gone) = (&all[1], &addresses(&["gone"])[0]);
-        assert_eq!(order(&all, None, None), all);
-        assert_eq!(order(&all, Some(b), None), addresses(&["b", "a", "c"]));
-        assert_eq!(order(&all, Some(b), Some(b)), addresses(&["a", "c", "b"]));
-        assert_eq!(
-            order(&all, Some(gone), None),
-            addresses(&["gone", "a", "b", "c"])
-        );
-    }
-
-    #[test]
-    fn a_path_goes_to_the_name_that_all_servers_have() {
-        let path = Uri::from_static("/api/v1/nodes?watch=true");
-        let absolute = absolute(&path).expect("a path");
-        assert_eq!(
-            absolute.to_string(),
-            "https://kubernetes.default.svc/api/v1/nodes?watch=true"
-        );
-    }
 }

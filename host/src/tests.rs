@@ -1,6 +1,7 @@
 //! The node against the real API server (memory store) and real guests: what a person sees of a pod.
 
 mod containers;
+mod links;
 mod node;
 
 use std::time::Duration;

@@ -24,9 +24,7 @@ pub(crate) struct Pinned {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the server shows no CA with the hash that the token names: is it another cluster's token, or another cluster's server?"
-)]
+#[error("the server shows no CA with the hash that the token names")]
 struct AnotherCluster;
 
 // === impl Pinned ===

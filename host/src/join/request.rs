@@ -66,7 +66,7 @@ pub(crate) async fn obtain(
     ))
 }
 
-fn make(wanted: &Wanted<'_>) -> Result<(KeyPair, CertificateSigningRequest), Error> {
+pub(super) fn make(wanted: &Wanted<'_>) -> Result<(KeyPair, CertificateSigningRequest), Error> {
     let name = user_name(wanted.node_name);
     let failed = |error: rcgen::Error| Error::Make {
         name: name.clone(),
@@ -201,7 +201,8 @@ fn explain(name: &str, error: &kube::Error, token: Option<&str>) -> Error {
             name: name.to_owned(),
             reason: status.message.clone(),
         },
-        error => failed(name, crate::servers::chain(error)),
+        kube::Error::Service(source) => failed(name, source.to_string()),
+        error => failed(name, error.to_string()),
     }
 }
 

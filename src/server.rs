@@ -68,7 +68,7 @@ fn say_what_next(api: &api::Handle) {
         "coracle token create --kubeconfig {kubeconfig} --print-join-command"
     ));
     progress::print(&format!(
-        "coracle node --server {} --token TOKEN",
-        api.url()
+        "coracle node --server https://{} --token TOKEN",
+        api.advertised()
     ));
 }

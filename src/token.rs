@@ -2,18 +2,19 @@
 //! token that was just made is ever printed whole.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Endpoints, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use rand::RngExt as _;
-use types::well_known::NAMESPACE_SYSTEM;
+use types::well_known::{NAMESPACE_DEFAULT, NAMESPACE_SYSTEM};
 
 use crate::{data_dir, duration, progress};
 
@@ -108,6 +109,34 @@ impl Args {
     }
 }
 
+/// Where other machines reach the API: where the kubeconfig says or, when that is on this machine alone, where the servers
+/// say they are.
+async fn servers(secrets: &Api<Secret>, given: &http::Uri) -> Result<Vec<String>> {
+    let host = given.host().unwrap_or_default().trim_matches(['[', ']']);
+    let here =
+        |host: &str| host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    let given = vec![given.to_string().trim_end_matches('/').to_owned()];
+    if !here(host) {
+        return Ok(given);
+    }
+    let endpoints: Api<Endpoints> =
+        Api::namespaced(secrets.clone().into_client(), NAMESPACE_DEFAULT);
+    let endpoints = endpoints.get_opt("kubernetes").await;
+    let endpoints = endpoints.context("could not ask where the API servers are")?;
+    let subsets = endpoints.and_then(|endpoints| endpoints.subsets);
+    let mut found = Vec::new();
+    for subset in subsets.unwrap_or_default() {
+        let port = subset.ports.unwrap_or_default().first().map(|p| p.port);
+        let addresses = subset.addresses.unwrap_or_default();
+        for address in addresses.iter().filter(|address| !here(&address.ip)) {
+            let ip: IpAddr = address.ip.parse().context("an endpoint of the API")?;
+            let port = port.and_then(|port| u16::try_from(port).ok());
+            found.extend(port.map(|port| format!("https://{}", SocketAddr::new(ip, port))));
+        }
+    }
+    Ok(if found.is_empty() { given } else { found })
+}
+
 // === impl Create ===
 
 impl Create {
@@ -128,9 +157,9 @@ impl Create {
             .context("could not create the token's Secret in kube-system")?;
         let token = format!("{hash}.{id}.{secret}");
         if self.print_join_command {
-            let server = config.cluster_url.to_string();
-            let server = server.trim_end_matches('/');
-            progress::print(&format!("coracle node --server {server} --token {token}"));
+            let servers = servers(secrets, &config.cluster_url).await?;
+            let servers = servers.join(" --server ");
+            progress::print(&format!("coracle node --server {servers} --token {token}"));
         } else {
             progress::print(&token);
         }

@@ -124,6 +124,9 @@ impl Writer {
             requests.push(request);
         }
         let settled = self.settle(&requests, give_up).await;
+        if settled.is_ok() && self.health.get().is_some() {
+            tracing::info!("The database takes writes again");
+        }
         self.health.set(settled.as_ref().err().cloned());
         let answers = match settled {
             Ok(answers) => answers,
@@ -156,7 +159,10 @@ impl Writer {
                 Err(_) => Error::Unavailable(format!("no answer in {ATTEMPT:?}")),
             };
             self.connection = None;
-            tracing::warn!(%error, "Could not write to the database");
+            match self.health.get() {
+                None => tracing::warn!(%error, "Could not write to the database"),
+                Some(_) => tracing::debug!(%error, "Could not write to the database again"),
+            }
             self.health.set(Some(error.clone()));
             if Instant::now() + pause > give_up {
                 if doubts.is_empty() {

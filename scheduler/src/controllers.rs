@@ -11,6 +11,7 @@
 //! | service_load_balancer | Services, Nodes' reports, EndpointSlices | Service status and annotation | service-controller |
 //! | service_account | Namespaces, ServiceAccounts | ServiceAccount `default` | service-account-controller |
 //! | namespace | terminating Namespaces | deletes content, finalizes | namespace-controller |
+//! | cleaner | bootstrap tokens, certificate requests, the clock | deletes those that are over | token-cleaner, certificate-controller |
 //! | disruption | PodDisruptionBudgets, their pods | their status | disruption-controller |
 //! | ingress_status | Ingresses, Gateways, HTTPRoutes, what nodes report | their status, Events | ingress-status-controller |
 //! | node_ipam | Nodes | Nodes' podCIDR | node-controller |
@@ -19,6 +20,7 @@
 //! | garbage_collector | metadata of every kind | deletes or unlinks dependents | generic-garbage-collector |
 
 pub mod amount;
+pub mod cleaner;
 pub mod deployment;
 pub mod disruption;
 pub mod endpoint_slice;
@@ -42,6 +44,9 @@ use kube::Client;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use types::well_known::NAMESPACE_SYSTEM;
+
+use self::cleaner::Token;
 use self::ingress_status::TlsSecret;
 use crate::args::Args;
 use crate::discovery::Catalog;
@@ -49,15 +54,17 @@ use crate::events::Recorder;
 use crate::informers::Store;
 use crate::objects::{
     BUDGETS, Budget, DEPLOYMENTS, Deployment, ENDPOINT_SLICES, ENDPOINTS, EndpointSlice, Endpoints,
-    LEASES, Lease, Metadata, NAMESPACES, NODES, Namespace, Node, PODS, Pod, REPLICA_SETS,
-    ReplicaSet, SERVICE_ACCOUNTS, SERVICES, Service, Watched,
+    LEASES, Lease, Metadata, NAMESPACES, NODES, Namespace, Node, PODS, Pod, REPLICA_SETS, REQUESTS,
+    ReplicaSet, Request, SECRETS, SERVICE_ACCOUNTS, SERVICES, Service, Watched,
 };
 use crate::objects::{
     GATEWAY_CLASSES, GATEWAYS, Gateway, GatewayClass, HTTP_ROUTES, HttpRoute, INGRESS_CLASSES,
-    INGRESSES, Ingress, IngressClass, REFERENCE_GRANTS, ReferenceGrant, SECRETS,
+    INGRESSES, Ingress, IngressClass, REFERENCE_GRANTS, ReferenceGrant,
 };
 use crate::reconcile;
 use crate::write::{CONTROLLER_MANAGER, Error, Fence, Writer};
+
+const OF_TYPE_TOKEN: &str = "fieldSelector=type%3Dbootstrap.kubernetes.io%2Ftoken";
 
 /// One line per kind that is watched: its name, what is read of it, and how it is kept.
 macro_rules! informers {
@@ -106,6 +113,8 @@ informers! {
     service_accounts: Metadata = Store::metadata_only(SERVICE_ACCOUNTS.url("")),
     namespaces: Namespace = Store::new(NAMESPACES.url("")),
     budgets: Budget = Store::new(BUDGETS.url("")),
+    requests: Request = Store::new(REQUESTS.url("")),
+    bootstrap_tokens: Token = Store::selected(SECRETS.url(NAMESPACE_SYSTEM), OF_TYPE_TOKEN),
     leases: Lease = Store::new(LEASES.url("")),
     ingress_classes: IngressClass = Store::new(INGRESS_CLASSES.url("")),
     ingresses: Ingress = Store::new(INGRESSES.url("")),
@@ -160,6 +169,8 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
     let service_account = service_account::Controller::new(shared);
     let service_load_balancer = service_load_balancer::Controller::new(shared);
     let namespace = namespace::Controller::new(shared);
+    let token_cleaner = cleaner::tokens(shared);
+    let request_cleaner = cleaner::requests(shared);
     let disruption = disruption::Controller::new(shared);
     let ingress_status = ingress_status::Controller::new(shared);
     let node_ipam = node_ipam::Controller::new(shared);
@@ -187,6 +198,8 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
             service_account: 4,
             service_load_balancer: 1,
             namespace: 4,
+            token_cleaner: 1,
+            request_cleaner: 1,
             disruption: 4,
             ingress_status: 1,
             node_ipam: 1,

@@ -53,6 +53,8 @@ pub struct Store<T> {
 struct Inner<T> {
     url: String,
     accept: Option<&'static str>,
+    /// Part of the query, already escaped; may be empty.
+    query: &'static str,
     index: fn(&T) -> Option<String>,
     /// Short sections only, never held over an await.
     state: RwLock<State<T>>,
@@ -118,11 +120,21 @@ impl<T: Watched> Store<T> {
         )
     }
 
+    /// A store of the objects that a query selects, such as `fieldSelector=type%3Dx`.
+    pub fn selected(url: String, query: &'static str) -> Self {
+        let mut store = Self::new(url);
+        if let Some(inner) = Arc::get_mut(&mut store.inner) {
+            inner.query = query;
+        }
+        store
+    }
+
     fn build(url: String, accept: Option<&'static str>, index: fn(&T) -> Option<String>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 url,
                 accept,
+                query: "",
                 index,
                 state: RwLock::new(State {
                     objects: BTreeMap::new(),
@@ -292,7 +304,7 @@ impl<T: Watched> Inner<T> {
         let mut items = Vec::new();
         let mut token = String::new();
         loop {
-            let mut query = format!("{}?limit={PAGE}", self.url);
+            let mut query = format!("{}?limit={PAGE}&{}", self.url, self.query);
             if !token.is_empty() {
                 query.push_str("&continue=");
                 query.extend(percent_encode(&token));
@@ -319,8 +331,8 @@ impl<T: Watched> Inner<T> {
 
     async fn watch(&self, client: &Client, from: u64, failures: &mut u32) -> Result<(), Error> {
         let request = self.request(format!(
-            "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={from}",
-            self.url
+            "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={from}&{}",
+            self.url, self.query
         ))?;
         let failed = |source| Error::Watch {
             url: self.url.clone(),

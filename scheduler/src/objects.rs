@@ -10,6 +10,7 @@ use std::fmt;
 use k8s_openapi::api::apps::v1::{
     DeploymentSpec, DeploymentStatus, ReplicaSetSpec, ReplicaSetStatus,
 };
+use k8s_openapi::api::certificates::v1::CertificateSigningRequestStatus;
 use k8s_openapi::api::coordination::v1::LeaseSpec;
 use k8s_openapi::api::core::v1::{
     Affinity, ContainerPort, EndpointSubset, NamespaceSpec, NamespaceStatus, NodeSpec, NodeStatus,
@@ -87,6 +88,8 @@ pub type GatewayClass = Object<GatewayClassSpec, Value>;
 pub type Gateway = Object<GatewaySpec, Value>;
 pub type HttpRoute = Object<HttpRouteSpec, Value>;
 pub type ReferenceGrant = Object<ReferenceGrantSpec, Unread>;
+/// A CertificateSigningRequest.
+pub type Request = Object<Unread, CertificateSigningRequestStatus>;
 /// Any object of which only metadata is read.
 pub type Metadata = Object<Unread, Unread>;
 
@@ -170,6 +173,7 @@ pub const SERVICES: Resource = core("Service", "services");
 pub const ENDPOINTS: Resource = core("Endpoints", "endpoints");
 pub const NAMESPACES: Resource = core("Namespace", "namespaces");
 pub const SERVICE_ACCOUNTS: Resource = core("ServiceAccount", "serviceaccounts");
+pub const SECRETS: Resource = core("Secret", "secrets");
 pub const EVENTS: Resource = core("Event", "events");
 pub const DEPLOYMENTS: Resource = apps("Deployment", "deployments");
 pub const REPLICA_SETS: Resource = apps("ReplicaSet", "replicasets");
@@ -178,7 +182,6 @@ pub const ENDPOINT_SLICES: Resource = Resource {
     kind: "EndpointSlice",
     plural: "endpointslices",
 };
-pub const SECRETS: Resource = core("Secret", "secrets");
 pub const INGRESSES: Resource = networking("Ingress", "ingresses");
 pub const INGRESS_CLASSES: Resource = networking("IngressClass", "ingressclasses");
 pub const GATEWAY_CLASSES: Resource = gateway("GatewayClass", "gatewayclasses");
@@ -195,6 +198,12 @@ pub const BUDGETS: Resource = Resource {
     api_version: "policy/v1",
     kind: "PodDisruptionBudget",
     plural: "poddisruptionbudgets",
+};
+
+pub const REQUESTS: Resource = Resource {
+    api_version: "certificates.k8s.io/v1",
+    kind: "CertificateSigningRequest",
+    plural: "certificatesigningrequests",
 };
 
 const fn core(kind: &'static str, plural: &'static str) -> Resource {

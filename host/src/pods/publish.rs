@@ -48,8 +48,14 @@ pub(super) fn of_others(status: PodStatus) -> PodStatus {
     }
 }
 
-/// Makes the API say `status`. Only this very pod is written, never a namesake.
-pub(super) async fn status(context: &Context, pod: &Pod, status: &PodStatus) -> Result<(), Error> {
+/// The store's revision of this version of the pod.
+pub(super) fn revision(pod: &Pod) -> u64 {
+    let version = pod.metadata.resource_version.as_deref();
+    version.and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+/// Makes the API say `status`, and returns the revision at which it does. Only this very pod is written, never a namesake.
+pub(super) async fn status(context: &Context, pod: &Pod, status: &PodStatus) -> Result<u64, Error> {
     let mut own = status.clone();
     if let Some(conditions) = &mut own.conditions {
         conditions.retain(is_written);
@@ -63,7 +69,7 @@ pub(super) async fn status(context: &Context, pod: &Pod, status: &PodStatus) -> 
     let patch = Patch::Strategic(patch);
     let written = api.patch_status(name, &params, &patch);
     match tokio::time::timeout(WRITE, written).await {
-        Ok(written) => written.map(drop).map_err(explain),
+        Ok(written) => written.map(|pod| revision(&pod)).map_err(explain),
         Err(_) => Err(Error::Api("no answer in time".to_owned())),
     }
 }

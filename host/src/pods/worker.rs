@@ -64,6 +64,8 @@ pub(super) struct Worker {
     operations: FuturesUnordered<BoxFuture<'static, Outcome>>,
     /// What the API says, as far as this worker knows.
     published: PodStatus,
+    /// The revision of the last write.
+    published_at: u64,
     publishing: bool,
     /// Since when the status may differ from what is published, and when to write it at the latest.
     dirty: Option<Timestamp>,
@@ -94,7 +96,7 @@ enum Outcome {
         kind: Kind,
         answer: Answer,
     },
-    Published(Box<PodStatus>, Result<(), publish::Error>),
+    Published(Box<PodStatus>, Result<u64, publish::Error>),
     Finalized(Result<(), publish::Error>),
     /// The message of an eviction.
     Kept(Option<String>),
@@ -198,6 +200,7 @@ impl Worker {
             preparing: None,
             upkeep_at: None,
             operations: FuturesUnordered::new(),
+            published_at: 0,
             publishing: false,
             dirty: None,
             retry_at: None,
@@ -544,10 +547,13 @@ impl Worker {
         }));
     }
 
-    fn written(&mut self, status: PodStatus, written: Result<(), publish::Error>) {
+    fn written(&mut self, status: PodStatus, written: Result<u64, publish::Error>) {
         self.publishing = false;
         match written {
-            Ok(()) => self.published = status,
+            Ok(revision) => {
+                self.published = status;
+                self.published_at = revision;
+            }
             Err(publish::Error::Gone) => {}
             Err(error) => {
                 tracing::warn!(ns = %self.record.namespace, name = %self.record.name, %error, "Failed to write pod status");

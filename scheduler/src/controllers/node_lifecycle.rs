@@ -2,38 +2,39 @@
 //! longer.
 //!
 //! Owns the `node.kubernetes.io/*` taints that mirror conditions. Never judges by a node's clock: a node is silent when
-//! *we* have seen neither its Lease nor its status change for 40 seconds.
+//! *we* have seen neither its Lease nor its status change for the grace period. What does harm is decided on a fresh look
+//! at the Node and its Lease, because a watch may stall. When many nodes go at once [`zones`] holds the evictions.
 //!
-//! Differs from Kubernetes: no rate limit on evictions when most of a zone is gone.
+//! Differs from Kubernetes: a taint's `timeAdded` counts, where upstream counts from when it first saw the taint, so that
+//! a new leader goes on where the old one stopped.
 
+mod apply;
 mod eviction;
+#[cfg(test)]
+mod simulation;
+pub mod zones;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{NodeCondition, PodCondition, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 use types::condition;
 use types::well_known::{
-    NAMESPACE_NODE_LEASE, TAINT_DISK_PRESSURE, TAINT_MEMORY_PRESSURE, TAINT_NOT_READY,
-    TAINT_PID_PRESSURE, TAINT_UNREACHABLE, TAINT_UNSCHEDULABLE,
+    TAINT_DISK_PRESSURE, TAINT_MEMORY_PRESSURE, TAINT_NOT_READY, TAINT_PID_PRESSURE,
+    TAINT_UNREACHABLE, TAINT_UNSCHEDULABLE,
 };
 
-use super::Shared;
-use crate::clock;
-use crate::events::{self, Recorder};
-use crate::objects::{Key, NODES, Node, PODS, Pod};
-use crate::reconcile::{Outcome, Queue};
-use crate::taints::{NO_EXECUTE, NO_SCHEDULE};
-use crate::write::{Delete, Error, Target, Writer, gone_is_fine};
+pub use apply::Controller;
+use zones::Permit;
 
-/// Silence after which a node counts as lost, in seconds.
-const GRACE: i64 = 40;
-const TICK: Duration = Duration::from_secs(5);
+use crate::objects::{Key, Node, Pod};
+use crate::taints::{NO_EXECUTE, NO_SCHEDULE};
+
+/// A node that has never said anything gets at least this long, in seconds.
+const STARTUP_GRACE: i64 = 60;
 const MANAGED: &[&str] = &[
     TAINT_NOT_READY,
     TAINT_UNREACHABLE,
@@ -52,12 +53,20 @@ pub struct Observed {
     pub node: Arc<Node>,
     /// When we last saw the node say something, in seconds since the epoch.
     pub heard: i64,
+    /// How long it may be silent, in seconds.
+    pub grace: i64,
+    /// Since when taints without `timeAdded` are there, as far as we know.
+    pub tainted_since: i64,
     pub pods: Vec<Arc<Pod>>,
 }
 
 #[derive(Debug)]
 pub enum Action {
-    PatchStatus(Value),
+    PatchStatus {
+        patch: Value,
+        /// It was ready before.
+        lost: bool,
+    },
     PatchTaints(Value),
     /// The node is lost: its pods are not ready, whatever they last said.
     MarkUnready {
@@ -70,35 +79,118 @@ pub enum Action {
     LookAgain(Duration),
 }
 
-/// What to do about one node.
-pub fn plan(observed: &Observed, now: Timestamp) -> Vec<Action> {
+// === impl Action ===
+
+impl Action {
+    /// Does it take anything away from pods or their node? Then it is decided on fresh facts.
+    pub fn harms(&self) -> bool {
+        !matches!(self, Self::LookAgain(_))
+    }
+}
+
+// === impl Observed ===
+
+impl Observed {
+    pub fn is_silent(&self, now: Timestamp) -> bool {
+        let fresh = self
+            .node
+            .status
+            .conditions
+            .iter()
+            .flatten()
+            .next()
+            .is_none();
+        let grace = if fresh {
+            self.grace.max(STARTUP_GRACE)
+        } else {
+            self.grace
+        };
+        self.heard.saturating_add(grace) <= now.as_second()
+    }
+}
+
+/// What to do about one node. `permit` is asked, at most once, when its pods have to go, and told whether they were told so
+/// before.
+pub fn plan(
+    observed: &Observed,
+    now: Timestamp,
+    permit: impl FnOnce(bool) -> Permit,
+) -> Vec<Action> {
     let node = &*observed.node;
     let old = node.status.conditions.clone().unwrap_or_default();
     let mut conditions = old.clone();
-    let silent = observed.heard + GRACE <= now.as_second();
+    let silent = observed.is_silent(now);
     if silent {
         silence(&mut conditions, now);
     }
+    let was_ready = ready(&old) == "True";
     let mut actions = Vec::new();
     if conditions != old {
-        actions.push(Action::PatchStatus(
-            json!({"status": {"conditions": conditions}}),
-        ));
+        actions.push(Action::PatchStatus {
+            patch: json!({
+                "metadata": {"resourceVersion": node.metadata.resource_version},
+                "status": {"conditions": conditions},
+            }),
+            lost: was_ready,
+        });
     }
-    let taints = taints(node, &conditions, now);
-    if taints != node.spec.taints.clone().unwrap_or_default() {
+    let before = node.spec.taints.clone().unwrap_or_default();
+    let wanted = execution(&conditions, &before, silent, permit, &mut actions);
+    let taints = taints(node, &conditions, wanted, now);
+    if taints != before {
         actions.push(Action::PatchTaints(json!({
             "metadata": {"resourceVersion": node.metadata.resource_version},
             "spec": {"taints": taints},
         })));
     }
+    // Differs from Kubernetes: a node that says of itself that it is not ready still speaks for its pods.
     if silent {
         actions.extend(observed.pods.iter().filter_map(|p| unready(p, now)));
     }
-    let (evicted, next) = eviction::due(&taints, &observed.pods, now);
+    // One that was lost and says something again is about to say what it is: nothing goes until then.
+    let back = !silent && ready(&conditions) == "Unknown";
+    let mut due = taints;
+    due.retain(|t| !(back && t.key == TAINT_UNREACHABLE));
+    let (evicted, next) = eviction::due(&due, &observed.pods, observed.tainted_since, now);
     actions.extend(evicted.into_iter().map(|pod| Action::Evict { pod }));
     actions.extend(next.map(Action::LookAgain));
     actions
+}
+
+fn ready(conditions: &[NodeCondition]) -> &str {
+    let ready = conditions.iter().find(|c| c.type_ == "Ready");
+    ready.map_or("", |c| c.status.as_str())
+}
+
+/// The `NoExecute` taint the node shall have, if any.
+fn execution(
+    conditions: &[NodeCondition],
+    taints: &[Taint],
+    silent: bool,
+    permit: impl FnOnce(bool) -> Permit,
+    actions: &mut Vec<Action>,
+) -> Option<&'static str> {
+    let key = match ready(conditions) {
+        "False" => TAINT_NOT_READY,
+        // Not silent (any more): it is about to say what it is.
+        "Unknown" if silent => TAINT_UNREACHABLE,
+        "Unknown" => {
+            let has = |t: &&Taint| t.key == TAINT_UNREACHABLE && t.effect == NO_EXECUTE;
+            return taints.iter().find(has).map(|_| TAINT_UNREACHABLE);
+        }
+        _ => return None,
+    };
+    let already = taints.iter().any(|t| {
+        t.effect == NO_EXECUTE && [TAINT_NOT_READY, TAINT_UNREACHABLE].contains(&t.key.as_str())
+    });
+    match permit(already) {
+        Permit::Stopped => None,
+        Permit::Granted => Some(key),
+        Permit::Later(delay) => {
+            actions.push(Action::LookAgain(delay));
+            None
+        }
+    }
 }
 
 fn silence(conditions: &mut Vec<NodeCondition>, now: Timestamp) {
@@ -127,7 +219,12 @@ fn silence(conditions: &mut Vec<NodeCondition>, now: Timestamp) {
 }
 
 /// The node's taints with ours as its conditions demand; taints that stay keep their time.
-fn taints(node: &Node, conditions: &[NodeCondition], now: Timestamp) -> Vec<Taint> {
+fn taints(
+    node: &Node,
+    conditions: &[NodeCondition],
+    execution: Option<&'static str>,
+    now: Timestamp,
+) -> Vec<Taint> {
     let status = |type_: &str| {
         conditions
             .iter()
@@ -136,18 +233,11 @@ fn taints(node: &Node, conditions: &[NodeCondition], now: Timestamp) -> Vec<Tain
     };
     let mut wanted: Vec<(&str, &str)> = Vec::new();
     match status("Ready") {
-        "False" => wanted.extend([
-            (TAINT_NOT_READY, NO_SCHEDULE),
-            (TAINT_NOT_READY, NO_EXECUTE),
-        ]),
-        "Unknown" => {
-            wanted.extend([
-                (TAINT_UNREACHABLE, NO_SCHEDULE),
-                (TAINT_UNREACHABLE, NO_EXECUTE),
-            ]);
-        }
+        "False" => wanted.push((TAINT_NOT_READY, NO_SCHEDULE)),
+        "Unknown" => wanted.push((TAINT_UNREACHABLE, NO_SCHEDULE)),
         _ => {}
     }
+    wanted.extend(execution.map(|key| (key, NO_EXECUTE)));
     if node.spec.unschedulable == Some(true) {
         wanted.push((TAINT_UNSCHEDULABLE, NO_SCHEDULE));
     }
@@ -196,202 +286,8 @@ fn unready(pod: &Arc<Pod>, now: Timestamp) -> Option<Action> {
     );
     Some(Action::MarkUnready {
         pod: pod.metadata.key(),
-        patch: json!({"status": {"conditions": conditions}}),
+        patch: json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": conditions}}),
     })
-}
-
-pub struct Controller {
-    shared: Arc<Shared>,
-    recorder: Recorder,
-    writer: Writer,
-    /// Keys are nodes.
-    pub queue: Arc<Queue<Key>>,
-    /// Node → when it last said something, by our clock. Short sections only.
-    heard: Arc<Mutex<HashMap<String, i64>>>,
-}
-
-// === impl Controller ===
-
-impl Controller {
-    pub fn new(shared: &Arc<Shared>) -> Arc<Self> {
-        let queue: Arc<Queue<Key>> = Queue::new("nodelifecycle", Duration::from_millis(5));
-        let heard = Arc::new(Mutex::new(HashMap::<String, i64>::new()));
-        let (waker, listening) = (Arc::clone(&queue), Arc::clone(&heard));
-        shared.informers.nodes.on_change(move |change| {
-            let Some(node) = change.new else {
-                if let Some(node) = change.old {
-                    lock(&listening).remove(&node.metadata.name);
-                }
-                return;
-            };
-            // Our own writes change the node as well; only its heartbeats count.
-            if change
-                .old
-                .is_none_or(|old| heartbeats(old) != heartbeats(node))
-            {
-                lock(&listening).insert(node.metadata.name.clone(), clock::now().as_second());
-            }
-            waker.add(node.metadata.key());
-        });
-        let listening = Arc::clone(&heard);
-        shared.informers.leases.on_change(move |change| {
-            if let Some(lease) = change.new
-                && lease.metadata.namespace == NAMESPACE_NODE_LEASE
-            {
-                lock(&listening).insert(lease.metadata.name.clone(), clock::now().as_second());
-            }
-        });
-        // A pod that arrives on a tainted node may have to leave again.
-        let waker = Arc::clone(&queue);
-        let nodes = Arc::downgrade(&shared.informers.nodes);
-        shared.informers.pods.on_change(move |change| {
-            let Some(pod) = change.new.filter(|p| !p.spec.node_name.is_empty()) else {
-                return;
-            };
-            if change
-                .old
-                .is_some_and(|old| old.spec.node_name == pod.spec.node_name)
-            {
-                return;
-            }
-            let key = Key::new("", &pod.spec.node_name);
-            let Some(node) = nodes.upgrade().and_then(|n| n.get(&key)) else {
-                return;
-            };
-            if node
-                .spec
-                .taints
-                .iter()
-                .flatten()
-                .any(|t| t.effect == NO_EXECUTE)
-            {
-                waker.add(key);
-            }
-        });
-        Arc::new(Self {
-            shared: Arc::clone(shared),
-            recorder: shared.recorder.named("node-controller"),
-            writer: shared.writer("node-controller"),
-            queue,
-            heard,
-        })
-    }
-
-    /// Looks at every node now and then: silence makes no event.
-    pub async fn tick(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
-            for key in self.shared.informers.nodes.keys() {
-                self.queue.add(key);
-            }
-        }
-    }
-
-    /// One pass over one node.
-    pub async fn pass(&self, key: Key) -> Result<Outcome, Error> {
-        let Some(node) = self.shared.informers.nodes.get(&key) else {
-            return Ok(Outcome::Done);
-        };
-        let now = clock::now();
-        let heard = *lock(&self.heard)
-            .entry(key.name.clone())
-            .or_insert(now.as_second());
-        let tainted = node
-            .spec
-            .taints
-            .iter()
-            .flatten()
-            .any(|t| t.effect == NO_EXECUTE);
-        let quiet = heard + GRACE <= now.as_second();
-        let ready = node
-            .status
-            .conditions
-            .iter()
-            .flatten()
-            .any(|c| c.type_ == "Ready" && c.status == "True");
-        // Pods are only looked through when they may be concerned.
-        let pods = if tainted || quiet || !ready {
-            let all = self.shared.informers.pods.all();
-            all.into_iter()
-                .filter(|p| p.spec.node_name == key.name)
-                .collect()
-        } else {
-            Vec::new()
-        };
-        let observed = Observed { node, heard, pods };
-        let target = Target::new(NODES, "", &key.name);
-        let mut outcome = Outcome::Done;
-        for action in plan(&observed, now) {
-            match action {
-                Action::PatchStatus(patch) => {
-                    gone_is_fine(self.writer.patch_status(&target, &patch).await)?;
-                    let about = events::reference(NODES, &observed.node.metadata);
-                    let message = format!("Node {} status is now: NodeNotReady", key.name);
-                    self.recorder.normal(about, "NodeNotReady", message);
-                }
-                Action::PatchTaints(patch) => {
-                    gone_is_fine(self.writer.patch(&target, &patch).await)?;
-                }
-                Action::MarkUnready { pod, patch } => {
-                    let pod = Target::new(PODS, &pod.namespace, &pod.name);
-                    gone_is_fine(self.writer.patch_status(&pod, &patch).await)?;
-                }
-                Action::Evict { pod } => self.evict(&pod, now).await?,
-                Action::LookAgain(delay) => outcome = Outcome::Again(delay),
-            }
-        }
-        Ok(outcome)
-    }
-
-    async fn evict(&self, pod: &Arc<Pod>, now: Timestamp) -> Result<(), Error> {
-        let target = Target::of(PODS, &pod.metadata);
-        let message = format!("Marking for deletion Pod {}", pod.metadata.key());
-        let about = events::reference(PODS, &pod.metadata);
-        self.recorder.named("taint-eviction-controller").normal(
-            about,
-            "TaintManagerEviction",
-            message,
-        );
-        let mut conditions = pod.status.conditions.clone();
-        condition::set(
-            &mut conditions,
-            PodCondition {
-                type_: "DisruptionTarget".to_owned(),
-                status: "True".to_owned(),
-                reason: Some("DeletionByTaintManager".to_owned()),
-                message: Some("Taint manager: deleting due to NoExecute taint".to_owned()),
-                last_transition_time: Some(Time(now)),
-                ..PodCondition::default()
-            },
-        );
-        let patch = json!({"status": {"conditions": conditions}});
-        gone_is_fine(self.writer.patch_status(&target, &patch).await)?;
-        gone_is_fine(
-            self.writer
-                .delete(&target, Delete::of(&pod.metadata.uid))
-                .await,
-        )
-        .map(drop)
-    }
-}
-
-fn heartbeats(node: &Node) -> Vec<&Option<Time>> {
-    node.status
-        .conditions
-        .iter()
-        .flatten()
-        .map(|c| &c.last_heartbeat_time)
-        .collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -416,11 +312,20 @@ mod tests {
         let observed = Observed {
             node: Arc::new(node()),
             heard: 100,
+            grace: 40,
+            tainted_since: 100,
             pods: Vec::new(),
         };
-        assert!(plan(&observed, at(139)).is_empty());
-        let actions = plan(&observed, at(140));
-        let [Action::PatchStatus(status), Action::PatchTaints(spec)] = actions.as_slice() else {
+        assert!(plan(&observed, at(139), |_| Permit::Granted).is_empty());
+        let actions = plan(&observed, at(140), |_| Permit::Granted);
+        let [
+            Action::PatchStatus {
+                patch: status,
+                lost: true,
+            },
+            Action::PatchTaints(spec),
+        ] = actions.as_slice()
+        else {
             panic!("status and taints: {actions:?}");
         };
         assert_eq!(status["status"]["conditions"][0]["status"], "Unknown");
@@ -448,14 +353,57 @@ mod tests {
         let observed = Observed {
             node: Arc::new(cordoned),
             heard: 100,
+            grace: 40,
+            tainted_since: 100,
             pods: Vec::new(),
         };
-        let actions = plan(&observed, at(101));
+        let actions = plan(&observed, at(101), |_| Permit::Granted);
         let [Action::PatchTaints(spec)] = actions.as_slice() else {
             panic!("taints: {actions:?}");
         };
         let taints = spec["spec"]["taints"].as_array().expect("taints");
         assert_eq!(taints.len(), 1);
         assert_eq!(taints[0]["key"], TAINT_UNSCHEDULABLE);
+    }
+
+    #[test]
+    fn pods_are_held_while_their_zone_is() {
+        let observed = Observed {
+            node: Arc::new(node()),
+            heard: 100,
+            grace: 40,
+            tainted_since: 100,
+            pods: Vec::new(),
+        };
+        let effects = |permit: Permit| -> Vec<String> {
+            let actions = plan(&observed, at(140), |_| permit);
+            let taints = actions.iter().find_map(|a| match a {
+                Action::PatchTaints(patch) => patch["spec"]["taints"].as_array().cloned(),
+                _ => None,
+            });
+            let taints = taints.into_iter().flatten();
+            taints
+                .map(|t| t["effect"].as_str().unwrap_or_default().to_owned())
+                .collect()
+        };
+        assert_eq!(effects(Permit::Stopped), ["NoSchedule", "NoSchedule"]);
+        let later = Permit::Later(Duration::from_secs(3));
+        assert_eq!(effects(later), ["NoSchedule", "NoSchedule"]);
+        assert_eq!(effects(Permit::Granted).len(), 3);
+    }
+
+    #[test]
+    fn a_new_node_gets_longer() {
+        let mut fresh = node();
+        fresh.status.conditions = None;
+        let observed = Observed {
+            node: Arc::new(fresh),
+            heard: 100,
+            grace: 40,
+            tainted_since: 100,
+            pods: Vec::new(),
+        };
+        assert!(!observed.is_silent(at(159)));
+        assert!(observed.is_silent(at(160)));
     }
 }

@@ -10,6 +10,8 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
 
+/// An optimised build has time for more.
+const HISTORIES: u64 = if cfg!(debug_assertions) { 500 } else { 10_000 };
 const CANDIDATES: usize = 3;
 /// Microseconds of one history.
 const LENGTH: u64 = 300_000_000;
@@ -329,9 +331,9 @@ impl World {
 
 #[test]
 fn never_two_lead_and_soon_one_does() {
-    let terms: usize = (0..2_000).map(|seed| run(seed).terms).sum();
+    let terms: usize = (0..HISTORIES).map(|seed| run(seed).terms).sum();
     assert!(
-        terms > 4_000,
+        terms > 1_000,
         "histories with changes of the leader: {terms} terms"
     );
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::Worker;
 use crate::pods::context::now;
@@ -82,6 +82,7 @@ impl Worker {
             }
         }
         self.adopt_conditions();
+        self.notice_contradiction();
         let changed = old.metadata.generation != self.pod.metadata.generation
             || old.metadata.labels != self.pod.metadata.labels
             || old.metadata.annotations != self.pod.metadata.annotations;
@@ -89,6 +90,30 @@ impl Worker {
             self.upkeep_at = Some(now());
         }
         if changed {
+            self.dirty.get_or_insert_with(now);
+        }
+    }
+
+    /// While nothing was heard of this node, its pods were marked as not ready. It knows better: what the API says since
+    /// the last write here is taken for what is published, so that it is written again.
+    fn notice_contradiction(&mut self) {
+        let revision = publish::revision(&self.pod);
+        if self.publishing || revision <= self.published_at {
+            return;
+        }
+        let ready = |status: &PodStatus| {
+            let conditions = status.conditions.iter().flatten();
+            conditions.clone().find(|c| c.type_ == "Ready").cloned()
+        };
+        let theirs = self.pod.status.as_ref().and_then(ready);
+        let ours = ready(&self.published);
+        let (Some(theirs), Some(ours)) = (theirs, ours) else {
+            return;
+        };
+        if theirs.status != ours.status {
+            let conditions = self.published.conditions.get_or_insert_default();
+            conditions.retain(|c| c.type_ != "Ready");
+            conditions.push(theirs);
             self.dirty.get_or_insert_with(now);
         }
     }

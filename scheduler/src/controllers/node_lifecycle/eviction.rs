@@ -9,10 +9,11 @@ use k8s_openapi::jiff::Timestamp;
 use crate::objects::Pod;
 use crate::taints::{NO_EXECUTE, tolerates};
 
-/// The pods that have to go now, and how long until the next has to.
+/// The pods that have to go now, and how long until the next has to. `since` is when taints without a time were first seen.
 pub(super) fn due(
     taints: &[Taint],
     pods: &[Arc<Pod>],
+    since: i64,
     now: Timestamp,
 ) -> (Vec<Arc<Pod>>, Option<Duration>) {
     let taints: Vec<&Taint> = taints.iter().filter(|t| t.effect == NO_EXECUTE).collect();
@@ -22,7 +23,7 @@ pub(super) fn due(
         return (evicted, None);
     }
     for pod in pods.iter().filter(|p| p.is_active()) {
-        match deadline(&taints, pod, now) {
+        match deadline(&taints, pod, since.min(now.as_second()), now) {
             Stay::Always => {}
             Stay::Until(second) if second <= now.as_second() => evicted.push(Arc::clone(pod)),
             Stay::Until(second) => next = Some(next.map_or(second, |n| n.min(second))),
@@ -41,17 +42,20 @@ enum Stay {
 }
 
 /// The pod may stay as long as the least patient of the tolerations that cover the taints.
-fn deadline(taints: &[&Taint], pod: &Pod, now: Timestamp) -> Stay {
+fn deadline(taints: &[&Taint], pod: &Pod, first_seen: i64, now: Timestamp) -> Stay {
     let mut until: Option<i64> = None;
     for taint in taints {
         let mut covered = false;
         for toleration in pod.spec.tolerations.iter().filter(|t| tolerates(t, taint)) {
             covered = true;
             if let Some(seconds) = toleration.toleration_seconds {
+                // A time that is still to come says nothing.
                 let since = taint
                     .time_added
                     .as_ref()
-                    .map_or(now.as_second(), |t| t.0.as_second());
+                    .map(|t| t.0.as_second())
+                    .filter(|added| *added <= now.as_second())
+                    .unwrap_or(first_seen);
                 let end = since.saturating_add(seconds.max(0));
                 until = Some(until.map_or(end, |u| u.min(end)));
             }
@@ -85,11 +89,11 @@ mod tests {
         let none = pod(serde_json::json!([]));
         let at = |s| Timestamp::from_second(s).expect("a time");
         let pods = [patient, forever, none];
-        let (evicted, next) = due(std::slice::from_ref(&taint), &pods, at(150));
+        let (evicted, next) = due(std::slice::from_ref(&taint), &pods, 0, at(150));
         assert_eq!(evicted.len(), 1);
         assert!(evicted[0].spec.tolerations.is_empty());
         assert_eq!(next, Some(Duration::from_secs(250)));
-        let (evicted, next) = due(&[taint], &pods, at(400));
+        let (evicted, next) = due(&[taint], &pods, 0, at(400));
         assert_eq!((evicted.len(), next), (2, None));
     }
 
@@ -101,8 +105,26 @@ mod tests {
         let patient =
             pod(serde_json::json!([{"operator": "Exists", "tolerationSeconds": i64::MAX}]));
         let now = Timestamp::from_second(150).expect("a time");
-        let (evicted, next) = due(&[taint], &[patient], now);
+        let (evicted, next) = due(&[taint], &[patient], 0, now);
         assert!(evicted.is_empty());
         assert!(next.is_some());
+    }
+
+    #[test]
+    fn a_taint_without_a_time_counts_from_when_it_was_seen() {
+        let taint: Taint =
+            serde_json::from_value(serde_json::json!({"key": "a", "effect": "NoExecute"}))
+                .expect("a taint");
+        let patient = pod(serde_json::json!([{"operator": "Exists", "tolerationSeconds": 60}]));
+        let at = |s| Timestamp::from_second(s).expect("a time");
+        let (evicted, next) = due(
+            std::slice::from_ref(&taint),
+            std::slice::from_ref(&patient),
+            100,
+            at(150),
+        );
+        assert!(evicted.is_empty());
+        assert_eq!(next, Some(Duration::from_secs(10)));
+        assert_eq!(due(&[taint], &[patient], 100, at(160)).0.len(), 1);
     }
 }

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use types::well_known::{
-    CLASS_CORACLE, GATEWAY_CONTROLLER, GATEWAY_GROUP, GROUP_MASTERS, INGRESS_CONTROLLER,
-    LABEL_SERVICE_NAME, NAMESPACE_DEFAULT, NAMESPACE_NODE_LEASE, NAMESPACE_PUBLIC,
-    NAMESPACE_SYSTEM,
+    CLASS_CORACLE, DNS_ADDRESS, GATEWAY_CONTROLLER, GATEWAY_GROUP, GROUP_MASTERS,
+    INGRESS_CONTROLLER, LABEL_SERVICE_NAME, NAMESPACE_DEFAULT, NAMESPACE_NODE_LEASE,
+    NAMESPACE_PUBLIC, NAMESPACE_SYSTEM,
 };
 
 use crate::auth::User;
@@ -34,6 +34,7 @@ pub(crate) use roles::keep_aggregated;
 const MANAGER: &str = "kube-apiserver";
 const ROOT_CA: &str = "kube-root-ca.crt";
 const KUBERNETES: &str = "kubernetes";
+const KUBE_DNS: &str = "kube-dns";
 /// Events older than this are forgotten…
 const EVENT_TTL: Duration = Duration::from_secs(3_600);
 /// …by somebody who looks this often.
@@ -80,6 +81,7 @@ pub(crate) async fn place(api: &Api, pki: &Pki, service: Ipv4Addr) -> Result<(),
     let range = json!({ "metadata": { "name": KUBERNETES }, "spec": { "cidrs": [cidr] } });
     ensure(api, "networking.k8s.io", "servicecidrs", "", range, false).await?;
     ingress_classes(api).await?;
+    dns(api).await;
     service_and_endpoints(api, service).await
 }
 
@@ -106,6 +108,33 @@ async fn ingress_classes(api: &Api) -> Result<(), Error> {
         },
     });
     ensure(api, GATEWAY_GROUP, "gatewayclasses", "", class, false).await
+}
+
+/// Every node answers DNS at this address itself: the Service leads nowhere, it keeps the address and gives it the name
+/// that users know. A cluster where somebody else has the address does without.
+async fn dns(api: &Api) {
+    let range = api.settings.service_cidr;
+    let address = u32::from(range.network()).checked_add(DNS_ADDRESS);
+    let Some(address) = address.map(Ipv4Addr::from).filter(|ip| range.contains(ip)) else {
+        return;
+    };
+    let port = |name: &str, protocol: &str| json!({ "name": name, "protocol": protocol, "port": 53, "targetPort": 53 });
+    let labels = json!({ "k8s-app": KUBE_DNS, "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS" });
+    let object = json!({
+        "metadata": { "name": KUBE_DNS, "labels": labels },
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": address.to_string(),
+            "clusterIPs": [address.to_string()],
+            "ipFamilies": ["IPv4"],
+            "ipFamilyPolicy": "SingleStack",
+            "sessionAffinity": "None",
+            "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")],
+        },
+    });
+    if let Err(error) = ensure(api, "", "services", NAMESPACE_SYSTEM, object, false).await {
+        tracing::warn!(%address, %error, "There is no Service kube-system/kube-dns");
+    }
 }
 
 /// A namespace and what every namespace has. The controller that makes `default` ServiceAccounts would be a moment late

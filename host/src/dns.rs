@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rand::seq::SliceRandom;
 
 use crate::network::table::{Kind, Service};
-use crate::network::{DnsPolicy, PodNetwork, ResolveError, Resolved};
+use crate::network::{DnsPolicy, PodNetwork, ResolveError, Resolved, SocketError};
 
 use self::zone::{Answer, Zone};
 
@@ -35,6 +35,10 @@ pub(crate) enum Found {
 
 /// The name as the pod's resolver sees it. Cancel by dropping.
 pub(crate) async fn resolve(pod: &PodNetwork, name: &str) -> Resolved {
+    // As if nobody answered.
+    admit(pod, name)
+        .await
+        .map_err(|_| ResolveError::Temporary)?;
     match find(pod, name) {
         Found::Addresses(ips) => Ok(ips),
         Found::Service(service) => {
@@ -48,6 +52,18 @@ pub(crate) async fn resolve(pod: &PodNetwork, name: &str) -> Resolved {
         Found::Outside(names) => outside(pod, &names).await.map(|(_, ips)| ips),
         Found::Nothing => Err(ResolveError::NotFound),
     }
+}
+
+/// Whether policies let the pod ask for `name`: what its hosts file says it knows in any case.
+pub(crate) async fn admit(pod: &PodNetwork, name: &str) -> Result<(), SocketError> {
+    if pod.fabric().policy.is_free(Some(pod), None) {
+        return Ok(());
+    }
+    let name = name.to_ascii_lowercase();
+    if own_name(pod, name.trim_end_matches('.')).is_some() {
+        return Ok(());
+    }
+    pod.fabric().admit_dns(pod).await
 }
 
 /// The first of `names` the system knows, with its addresses.

@@ -15,7 +15,9 @@
 
 mod addresses;
 mod balancer;
+mod bodies;
 mod client;
+mod deliver;
 mod dial;
 mod egress;
 mod forward;
@@ -28,6 +30,7 @@ mod nodes;
 pub mod observe;
 mod pipe;
 mod pod;
+mod policy;
 mod ports;
 mod serve;
 mod services;
@@ -58,6 +61,8 @@ pub use self::http::Hops;
 pub(crate) use self::http::strip_hop_by_hop;
 pub use self::listeners::{Listening, Origin as ListenerKind};
 pub use self::pod::{DnsPolicy, PodIdentity, PodNetwork};
+pub(crate) use self::policy::named_ports;
+pub use self::policy::{Decisions, Direction, NamedPort};
 pub(crate) use self::ports::SocketSlot;
 pub use self::ports::{Bound, Listener, Ports, Serving};
 pub(crate) use self::serve::{body as from_wire, empty as empty_body, full as full_body};
@@ -327,6 +332,13 @@ impl Network {
             Arc::clone(&self.fabric.nodes),
             self.fabric.stop.clone(),
         ));
+        // From now on there may be some: nothing passes before they have been listed.
+        self.fabric.policy.expect_policies();
+        for pod in self.fabric.pods() {
+            self.fabric.policy.refresh(&pod);
+        }
+        self.followers
+            .spawn(policy::run(client.clone(), Arc::clone(&self.fabric)));
         self.followers.spawn(namespaces::run(
             client.clone(),
             self.namespaces.clone(),
@@ -391,14 +403,22 @@ impl Network {
         self.listening.subscribe()
     }
 
+    /// What each NetworkPolicy has allowed and denied on this node, by namespace and name.
+    pub fn policy_decisions(&self) -> Vec<Decisions> {
+        self.fabric.policy.decisions()
+    }
+
     /// Requests and connections by source and destination workload, since start.
     pub fn flows(&self) -> Vec<Flow> {
         self.fabric.traffic.flows()
     }
 
-    /// The same as text for Prometheus.
+    /// The same, what policies decided and what DNS answered, as text for Prometheus.
     pub fn metrics(&self) -> String {
-        traffic::prometheus(&self.flows())
+        let mut text = traffic::prometheus(&self.flows());
+        text.push_str(&policy::prometheus(&self.policy_decisions()));
+        text.push_str(&self.dns_counted().prometheus());
+        text
     }
 
     /// The same as edges of the service graph.

@@ -45,6 +45,8 @@ pub const LABEL_REGION: &str = "topology.kubernetes.io/region";
 pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
 pub const LABEL_OS: &str = "kubernetes.io/os";
 pub const LABEL_ARCH: &str = "kubernetes.io/arch";
+/// The address of the Services' range where pods find DNS: 10.96.0.10.
+pub const DNS_ADDRESS: u32 = 10;
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const LABEL_MANAGED_BY_SLICE: &str = "endpointslice.kubernetes.io/managed-by";
 pub const LABEL_NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";

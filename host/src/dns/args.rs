@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::Ipv4Net;
+use types::well_known::DNS_ADDRESS;
 
 use super::server::{Config, PORT};
 
@@ -107,7 +108,7 @@ impl DnsArgs {
 
 /// `None` when the range is smaller than that.
 pub(crate) fn tenth(services: Ipv4Net) -> Option<Ipv4Addr> {
-    let address = Ipv4Addr::from(u32::from(services.network()).checked_add(10)?);
+    let address = Ipv4Addr::from(u32::from(services.network()).checked_add(DNS_ADDRESS)?);
     (services.contains(&address) && address != services.broadcast()).then_some(address)
 }
 

@@ -18,6 +18,7 @@ mod wire;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -110,6 +111,52 @@ impl Default for Config {
             upstream: Vec::new(),
             ttl: 5,
         }
+    }
+}
+
+// === impl Counted ===
+
+impl Counted {
+    /// Prometheus' text format 0.0.4.
+    pub(crate) fn prometheus(&self) -> String {
+        let mut out = String::new();
+        let name = "coracle_dns_responses_total";
+        // Writing into a String cannot fail.
+        let _ = writeln!(
+            out,
+            "# HELP {name} Answers of the node's DNS server\n# TYPE {name} counter"
+        );
+        for (code, count) in &self.answers {
+            let _ = writeln!(out, "{name}{{rcode=\"{code}\"}} {count}");
+        }
+        for (name, help, count) in [
+            (
+                "coracle_dns_forwarded_total",
+                "Questions sent to other servers",
+                self.forwarded,
+            ),
+            (
+                "coracle_dns_cached_total",
+                "Questions answered from what other servers had said",
+                self.cached,
+            ),
+            (
+                "coracle_dns_truncated_total",
+                "Answers cut short for UDP",
+                self.truncated,
+            ),
+            (
+                "coracle_dns_dropped_total",
+                "Questions without an answer: too many at once",
+                self.dropped,
+            ),
+        ] {
+            let _ = writeln!(
+                out,
+                "# HELP {name} {help}\n# TYPE {name} counter\n{name} {count}"
+            );
+        }
+        out
     }
 }
 

@@ -197,7 +197,11 @@ impl tower::Service<Uri> for Connector {
             let fabric = fabric.upgrade().ok_or(SocketError::Unreachable)?;
             let (pod, remote) = match whose {
                 Whose::Node => (None, None),
-                Whose::Pod(address) => (fabric.pod(address), None),
+                // One that is gone does not go on as the node.
+                Whose::Pod(address) => (
+                    Some(fabric.pod(address).ok_or(SocketError::Unreachable)?),
+                    None,
+                ),
                 Whose::Remote(source) => (
                     None,
                     Some(source.upgrade().ok_or(SocketError::Unreachable)?),

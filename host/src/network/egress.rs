@@ -48,15 +48,27 @@ pub(crate) struct Egress {
     /// The same without a pool, while as many connections are kept as may be.
     unpooled: Client<Connector, Body>,
     kept: Arc<Semaphore>,
+    connector: Connector,
     /// For TLS to addresses inside the cluster.
     pub(crate) cluster_tls: Arc<ClientConfig>,
 }
+
+/// Whether a real address may be connected to.
+pub(crate) type Check = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
+
+/// A client of one pod that asks before it connects.
+#[derive(Clone)]
+pub(crate) struct Restricted(Client<Connector, Body>);
 
 /// Counts the connections that may be kept.
 #[derive(Clone)]
 struct Connector {
     https: HttpsConnector<HttpConnector<Resolver>>,
     kept: Arc<Semaphore>,
+    resolver: Resolver,
+    tls: Arc<ClientConfig>,
+    connect_timeout: Duration,
+    check: Option<Check>,
 }
 
 /// One connection; without a permit it serves one request.
@@ -70,6 +82,8 @@ struct Connection {
 struct Resolver {
     policy: Arc<Policy>,
     upstream: Arc<Upstream>,
+    /// With the port that is asked for.
+    check: Option<(Check, u16)>,
 }
 
 // === impl Policy ===
@@ -136,35 +150,28 @@ impl Egress {
             .with_root_certificates(roots)
             .with_no_client_auth();
 
-        let mut http = HttpConnector::new_with_resolver(Resolver {
+        let mut outside = outside;
+        outside.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let resolver = Resolver {
             policy: Arc::new(config.egress.clone()),
             upstream,
-        });
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_connect_timeout(Some(config.limits.connect_timeout));
-        let https = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(outside)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(http);
+            check: None,
+        };
+        let (tls, connect_timeout) = (Arc::new(outside), config.limits.connect_timeout);
         let kept = Arc::new(Semaphore::new(KEPT));
         let connector = Connector {
-            https,
+            https: https(resolver.clone(), &tls, connect_timeout),
             kept: Arc::clone(&kept),
-        };
-        let client = |idle| {
-            Client::builder(TokioExecutor::new())
-                .pool_idle_timeout(IDLE)
-                .pool_max_idle_per_host(idle)
-                .pool_timer(TokioTimer::new())
-                .timer(TokioTimer::new())
-                .build(connector.clone())
+            resolver,
+            tls,
+            connect_timeout,
+            check: None,
         };
         Ok(Self {
-            connect_timeout: config.limits.connect_timeout,
-            client: client(IDLE_PER_HOST),
-            unpooled: client(0),
+            connect_timeout,
+            client: client(connector.clone(), IDLE_PER_HOST),
+            unpooled: client(connector.clone(), 0),
+            connector,
             kept,
             cluster_tls: Arc::new(cluster),
         })
@@ -181,25 +188,57 @@ impl Egress {
         Ok(stream)
     }
 
-    /// Sends to a name or address outside. An address literal has been checked against the policy.
+    /// A client that asks `check` about every address a name leads to.
+    pub(crate) fn restricted(&self, check: Check) -> Restricted {
+        let connector = Connector {
+            check: Some(check),
+            ..self.connector.clone()
+        };
+        Restricted(client(connector, IDLE_PER_HOST))
+    }
+
+    /// Sends to a name or address outside, by the pod's own client where it has one. An address literal has been checked
+    /// against all policies.
     pub(crate) async fn request(
         &self,
+        restricted: Option<&Restricted>,
         request: Request<Body>,
     ) -> Result<Response<Body>, HttpError> {
         let authority = request
             .uri()
             .authority()
             .map_or_else(String::new, ToString::to_string);
-        let client = if self.kept.available_permits() > 0 {
-            &self.client
-        } else {
-            &self.unpooled
+        let client = match restricted {
+            Some(restricted) => &restricted.0,
+            None if self.kept.available_permits() > 0 => &self.client,
+            None => &self.unpooled,
         };
         match client.request(request).await {
             Ok(response) => Ok(response.map(|body| body.map_err(Into::into).boxed_unsync())),
             Err(error) => Err(explain(&authority, &error)),
         }
     }
+}
+
+fn client(connector: Connector, idle: usize) -> Client<Connector, Body> {
+    Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(idle)
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .build(connector)
+}
+
+fn https(
+    resolver: Resolver,
+    tls: &Arc<ClientConfig>,
+    connect_timeout: Duration,
+) -> HttpsConnector<HttpConnector<Resolver>> {
+    let mut http = HttpConnector::new_with_resolver(resolver);
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_connect_timeout(Some(connect_timeout));
+    HttpsConnector::from((http, Arc::clone(tls)))
 }
 
 /// What went wrong, with the innermost cause that says something.
@@ -240,7 +279,18 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
-        let connecting = self.https.call(to);
+        let connecting = match &self.check {
+            Some(check) => {
+                let tls = to.scheme() == Some(&http::uri::Scheme::HTTPS);
+                let port = to.port_u16().unwrap_or(if tls { 443 } else { 80 });
+                let resolver = Resolver {
+                    check: Some((Arc::clone(check), port)),
+                    ..self.resolver.clone()
+                };
+                https(resolver, &self.tls, self.connect_timeout).call(to)
+            }
+            None => self.https.call(to),
+        };
         let kept = Arc::clone(&self.kept);
         Box::pin(async move {
             Ok(Connection {
@@ -315,7 +365,11 @@ impl tower::Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let Self { policy, upstream } = self.clone();
+        let Self {
+            policy,
+            upstream,
+            check,
+        } = self.clone();
         Box::pin(async move {
             let found = upstream.lookup(name.as_str()).await.map_err(|error| {
                 let kind = match error {
@@ -327,12 +381,16 @@ impl tower::Service<Name> for Resolver {
             let allowed: Vec<SocketAddr> = found
                 .into_iter()
                 .filter(|ip| policy.check(*ip).is_ok())
+                .filter(|ip| match &check {
+                    Some((check, port)) => check(SocketAddr::new(*ip, *port)),
+                    None => true,
+                })
                 .map(|ip| SocketAddr::new(ip, 0))
                 .collect();
             if allowed.is_empty() {
                 return Err(io::Error::new(
                     io::ErrorKind::PermissionDenied,
-                    "every address of the name is denied by the node's egress policy",
+                    "every address of the name is denied by the node's egress policy or a NetworkPolicy",
                 ));
             }
             Ok(allowed.into_iter())
@@ -402,7 +460,7 @@ mod tests {
             };
             let client = async {
                 let request = Request::get(uri).body(crate::network::serve::empty());
-                let response = egress.request(request.unwrap()).await.unwrap();
+                let response = egress.request(None, request.unwrap()).await.unwrap();
                 response.into_body().collect().await.unwrap().to_bytes()
             };
             let (socket, body) = tokio::join!(server, client);

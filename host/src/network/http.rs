@@ -4,26 +4,24 @@
 //! Timeouts are the caller's: cancelling is dropping. A request is sent to another endpoint only when nobody saw it. Hop-by-hop headers end here. The Host header stays.
 
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Scheme;
 use http::{Request, Response};
-use http_body_util::BodyExt;
-use hyper::body::Body as _;
 use rand::RngExt;
 
 use super::balancer::{Endpoint, InFlight, Tried};
+use super::bodies::{Flow, Guard, counted, guarded};
 use super::client::{self, literal};
 use super::observe::{self, Observed};
-use super::pod::{PodNetwork, RequestSlot};
+use super::pod::PodNetwork;
+use super::policy::{Watched, Way};
 use super::ports::Target;
 use super::table::{Kind, Port, Protocol, Service};
 use super::traffic::{Pair, Security};
 use super::tunnel;
-use super::vnet::{Caller, Fabric, OutsideSlot, RENEWALS, Route};
+use super::vnet::{Caller, Fabric, RENEWALS, Route};
 use super::{Body, HttpError, ReturnedRequest, SocketError};
 use crate::dns::{self, Found};
 
@@ -35,32 +33,6 @@ const HOPS_ON_ONE_STACK: u8 = 8;
 /// copies it from the request the guest answers to those it sends, so that a Service that calls itself comes to an end.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hops(pub u8);
-
-/// What is kept while a response's body flows.
-#[derive(Default)]
-#[expect(
-    dead_code,
-    reason = "held, not read: dropping them is what they are for"
-)]
-struct Guard {
-    load: Option<InFlight>,
-    request: Option<RequestSlot>,
-    outside: Option<OutsideSlot>,
-    /// Counts the bytes of the answer.
-    pair: Option<Arc<Pair>>,
-}
-
-/// A response's body with its guard.
-struct Guarded {
-    body: Body,
-    guard: Guard,
-}
-
-/// A request's body on its way to a pod.
-struct Counted {
-    body: Body,
-    pair: Arc<Pair>,
-}
 
 /// A guest's outgoing call.
 pub(crate) async fn send(
@@ -98,7 +70,12 @@ pub(crate) async fn send(
     let host = authority.host();
     let found = match literal(host) {
         Some(ip) => Found::Addresses(vec![ip]),
-        None => dns::find(pod, host),
+        None => {
+            dns::admit(pod, host)
+                .await
+                .map_err(|error| HttpError::Forbidden(format!("DNS for {host}: {error}")))?;
+            dns::find(pod, host)
+        }
     };
     match found {
         Found::Service(service) if tls => {
@@ -263,6 +240,29 @@ impl Call<'_> {
         }
     }
 
+    /// Policies are asked for every request: connections are shared by many.
+    async fn admit(
+        &self,
+        pod: Option<&PodNetwork>,
+        address: SocketAddr,
+    ) -> Result<Flow, HttpError> {
+        if let (Some(from), Some(to)) = (self.caller.pod, pod)
+            && std::ptr::eq(from, to)
+        {
+            return Ok(None);
+        }
+        let caller = &self.caller;
+        match self.fabric.admit(caller, pod, address, address).await {
+            Ok(admitted) => {
+                let way = Way::of(caller, pod, address, address);
+                Ok(Some(Watched::new(self.fabric, admitted, way)))
+            }
+            Err(_) => Err(HttpError::Forbidden(format!(
+                "{address}: denied by a NetworkPolicy"
+            ))),
+        }
+    }
+
     async fn endpoint(
         &self,
         address: SocketAddr,
@@ -281,7 +281,8 @@ impl Call<'_> {
                 return Err(returned(format!("{address}: host unreachable"), request));
             }
         }
-        self.over_socket(address, request, load, None).await
+        let flow = self.admit(None, address).await?;
+        self.over_socket(address, request, load, None, flow).await
     }
 
     /// To a pod of this node. Hot: a call of its handler, nothing else.
@@ -296,10 +297,13 @@ impl Call<'_> {
             .caller
             .pod
             .is_some_and(|caller| std::ptr::eq(caller, pod));
+        let flow = self.admit(Some(pod), address).await?;
         let handler = match pod.ports().target(address.port(), own) {
             Some(Target::Http(handler)) => handler,
             Some(Target::Socket(_)) => {
-                return self.over_socket(address, request, load, Some(pod)).await;
+                return self
+                    .over_socket(address, request, load, Some(pod), flow)
+                    .await;
             }
             None => return Err(returned(format!("{address}: connection refused"), request)),
         };
@@ -325,7 +329,7 @@ impl Call<'_> {
             pair,
             ..Guard::default()
         };
-        Ok(guarded(answer?, guard))
+        Ok(guarded(answer?, guard, flow))
     }
 
     /// To something that listens on a socket.
@@ -335,6 +339,7 @@ impl Call<'_> {
         mut request: Request<Body>,
         load: Option<InFlight>,
         pod: Option<&PodNetwork>,
+        flow: Flow,
     ) -> Result<Response<Body>, HttpError> {
         // A pod's 127.0.0.1 is not an address an endpoint can be reached at.
         let ip = pod.map_or(address.ip(), |pod| IpAddr::V4(pod.address()));
@@ -357,7 +362,7 @@ impl Call<'_> {
         };
         let mut response = answer?;
         strip_hop_by_hop(response.headers_mut());
-        Ok(guarded(response, guard))
+        Ok(guarded(response, guard, flow))
     }
 
     /// To a pod of another node.
@@ -370,6 +375,7 @@ impl Call<'_> {
     ) -> Result<Response<Body>, HttpError> {
         // Who has a choice does not wait for a node that is slow to answer.
         let patient = load.is_none();
+        let flow = self.admit(None, address).await?;
         // The node that answers counts it.
         let answer =
             tunnel::send(self.fabric, peer, &self.caller, address, request, patient).await?;
@@ -377,7 +383,7 @@ impl Call<'_> {
             load,
             ..Guard::default()
         };
-        Ok(guarded(answer, guard))
+        Ok(guarded(answer, guard, flow))
     }
 
     async fn tls(
@@ -404,7 +410,19 @@ impl Call<'_> {
             policy
                 .check(ip)
                 .map_err(|error| HttpError::Forbidden(format!("{ip}: {error}")))?;
+            let tls = request.uri().scheme() == Some(&Scheme::HTTPS);
+            let port = request.uri().port_u16();
+            let port = port.unwrap_or(if tls { 443 } else { 80 });
+            self.admit(None, SocketAddr::new(ip.to_canonical(), port))
+                .await?;
         }
+        let restricted = match self.caller.pod {
+            Some(pod) if !self.fabric.policy.is_open() && pod.isolation().egress() => {
+                self.fabric.policies_known().await;
+                Some(pod.restricted())
+            }
+            _ => None,
+        };
         let slot = self
             .fabric
             .outside_slot(self.caller.pod)
@@ -412,7 +430,11 @@ impl Call<'_> {
         let address = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, 0));
         let (observed, pair) = self.observe(None, address, &mut request);
         let request = counted(request, pair.as_ref());
-        let answer = self.fabric.egress.request(request).await;
+        let answer = self
+            .fabric
+            .egress
+            .request(restricted.as_ref(), request)
+            .await;
         observed.answered(&answer);
         let mut response = answer?;
         strip_hop_by_hop(response.headers_mut());
@@ -421,7 +443,7 @@ impl Call<'_> {
             pair,
             ..Guard::default()
         };
-        Ok(guarded(response, guard))
+        Ok(guarded(response, guard, None))
     }
 
     /// Begins to watch a request; `None` is the outside.
@@ -444,78 +466,6 @@ impl Call<'_> {
                 .observer
                 .begin(&self.caller, destination, address, pair.clone(), request);
         (observed, pair)
-    }
-}
-
-/// The request with a body that is counted as it is read; one without body as it is.
-fn counted(request: Request<Body>, pair: Option<&Arc<Pair>>) -> Request<Body> {
-    match pair {
-        Some(pair) if !request.body().is_end_stream() => {
-            let pair = Arc::clone(pair);
-            request.map(|body| Counted { body, pair }.boxed_unsync())
-        }
-        _ => request,
-    }
-}
-
-fn guarded(response: Response<Body>, guard: Guard) -> Response<Body> {
-    if response.body().is_end_stream() {
-        return response;
-    }
-    response.map(|body| Guarded { body, guard }.boxed_unsync())
-}
-
-// === impl Guarded ===
-
-impl http_body::Body for Guarded {
-    type Data = bytes::Bytes;
-    type Error = wasmtime_wasi_http::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let (Poll::Ready(Some(Ok(frame))), Some(pair)) = (&polled, &self.guard.pair)
-            && let Some(data) = frame.data_ref()
-        {
-            pair.received(data.len());
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl http_body::Body for Counted {
-    type Data = bytes::Bytes;
-    type Error = wasmtime_wasi_http::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-        {
-            self.pair.sent(data.len());
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -115,6 +115,10 @@ pub struct Writer {
     closed: bool,
 }
 
+/// Ends a connection from beside it, while the side it was taken from is in use.
+#[derive(Clone)]
+pub(crate) struct Cut(Weak<Side>);
+
 /// What a side of a new connection is charged to.
 pub(crate) struct Account {
     pub(crate) budget: Arc<Budget>,
@@ -199,7 +203,29 @@ impl Drop for Shared {
     }
 }
 
+// === impl Cut ===
+
+impl Cut {
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// Both sides see a reset.
+    pub(crate) fn cut(&self) {
+        if let Some(side) = self.0.upgrade() {
+            side.reset();
+        }
+    }
+}
+
 // === impl Side ===
+
+impl Side {
+    fn reset(&self) {
+        self.incoming.reset();
+        self.outgoing.reset();
+    }
+}
 
 impl Drop for Side {
     fn drop(&mut self) {
@@ -258,8 +284,11 @@ impl Reader {
     }
 
     pub(crate) fn reset(&self) {
-        self.side.incoming.reset();
-        self.side.outgoing.reset();
+        self.side.reset();
+    }
+
+    pub(crate) fn cut(&self) -> Cut {
+        Cut(Arc::downgrade(&self.side))
     }
 }
 

@@ -1,16 +1,19 @@
 //! One pod's network namespace: its address, its listeners, its way out. Containers of a pod share it.
 //! Everything here is a thin door: where a connection goes is decided in `vnet`, where a request goes in `http`.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use http::{Request, Response};
 use tokio::sync::Semaphore;
 
 use super::client::{Client, Whose};
+use super::egress::Restricted;
 use super::identity::Identity;
 use super::pipe::Budget;
+use super::policy::{Isolation, NamedPort, Way};
 use super::ports::{Bound, Listener, PortTable, Ports, Serving, Sockets};
 use super::traffic::Workload;
 use super::vnet::{Caller, Fabric};
@@ -42,6 +45,9 @@ pub struct PodIdentity {
     pub dns_policy: DnsPolicy,
     /// `spec.dnsConfig.searches`, after those of the policy.
     pub searches: Vec<String>,
+    /// `metadata.labels` and the named ports of the containers, for policies.
+    pub labels: BTreeMap<String, String>,
+    pub ports: Vec<NamedPort>,
     /// `spec.dnsConfig.options` `ndots`; 5 with `ClusterFirst`, 1 otherwise.
     pub ndots: Option<u8>,
 }
@@ -72,6 +78,10 @@ pub struct PodNetwork {
     requests: Arc<AtomicUsize>,
     /// Outgoing HTTP to endpoints that listen on sockets.
     client: OnceLock<Client>,
+    /// Outgoing HTTP to the outside while policies restrict it, and the decisions it was made under.
+    /// Held for a few instructions, never over an await.
+    restricted: Mutex<Option<(u64, Restricted)>>,
+    isolation: Isolation,
     lookups: Semaphore,
     /// Questions to the DNS server the pod may have open.
     questions: Arc<Semaphore>,
@@ -110,6 +120,8 @@ impl PodNetwork {
             workload,
             requests: Arc::default(),
             client: OnceLock::new(),
+            restricted: Mutex::default(),
+            isolation: Isolation::default(),
             lookups: Semaphore::new(LOOKUPS),
             questions: Arc::new(Semaphore::new(QUESTIONS)),
             outside: Arc::new(Semaphore::new(limits.outside_per_pod)),
@@ -228,6 +240,38 @@ impl PodNetwork {
     pub(crate) fn client(&self) -> &Client {
         self.client
             .get_or_init(|| Client::new(Arc::downgrade(&self.fabric), Whose::Pod(self.address)))
+    }
+
+    pub(crate) fn isolation(&self) -> &Isolation {
+        &self.isolation
+    }
+
+    /// A client for the outside that connects only where policies let this pod. Another one when they have changed: the
+    /// connections of the last are of the past.
+    pub(crate) fn restricted(&self) -> Restricted {
+        let epoch = self.fabric.policy.epoch();
+        let mut known = self
+            .restricted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some((at, client)) if *at == epoch => client.clone(),
+            _ => {
+                let (fabric, address) = (Arc::downgrade(&self.fabric), self.address);
+                let check = move |to: SocketAddr| {
+                    fabric.upgrade().is_some_and(|fabric| {
+                        let pod = fabric.pod(address);
+                        pod.is_some_and(|pod| {
+                            let way = Way::of(&pod.caller(), None, to, to);
+                            fabric.admit_now(&way).is_ok()
+                        })
+                    })
+                };
+                let client = self.fabric.egress.restricted(Arc::new(check));
+                *known = Some((epoch, client.clone()));
+                client
+            }
+        }
     }
 
     /// Counts a request, or `None` when the pod answers as many as it may.

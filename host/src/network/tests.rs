@@ -4,6 +4,7 @@ mod api;
 mod calls;
 mod dns;
 mod observe;
+mod policy;
 mod rim;
 mod sockets;
 mod tls;

@@ -11,10 +11,17 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::io::ReadBuf;
 
+mod partners;
+
+pub(crate) use self::partners::{Partners, Sends, pass};
+
 use super::SocketError;
 use super::balancer::{Millis, Tried};
+use super::pod::PodNetwork;
+use super::policy::Way;
 use super::ports::{PortTable, SocketSlot};
-use super::table::Port;
+use super::table::{Port, Protocol};
+use super::tunnel::Peer;
 use super::vnet::{Fabric, OutsideSlot, Route};
 use crate::dns::server::Transport;
 
@@ -30,6 +37,7 @@ const FLOW_IDLE: Duration = Duration::from_secs(60);
 /// Datagrams waiting to be read.
 #[derive(Default)]
 pub(crate) struct Queue {
+    pub(crate) partners: Partners,
     /// Held for a few instructions, never over an await.
     state: Mutex<QueueState>,
 }
@@ -160,14 +168,16 @@ impl UdpSocket {
     }
 
     /// To an endpoint of `port`, the same one while this socket lives and the endpoint is ready. Lost when there is none.
-    pub(crate) fn send_to_service(&self, datagram: Bytes, port: &Port, client: IpAddr) {
+    pub(crate) fn send_to_service(&self, datagram: Bytes, port: &Port, client: SocketAddr) {
         let service = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port.number));
         let now = self.fabric.now();
         let known = self
             .flow(service, now)
             .filter(|endpoint| self.goes_on(port, *endpoint));
         let Some(endpoint) = known.or_else(|| {
-            let picked = self.fabric.pick(port, Some(client), &Tried::default())?;
+            let picked = self
+                .fabric
+                .pick(port, Some(client.ip()), &Tried::default())?;
             Some(picked.address)
         }) else {
             return;
@@ -177,14 +187,24 @@ impl UdpSocket {
         let IpAddr::V4(ip) = endpoint.ip() else {
             return;
         };
+        let way = Way {
+            source: None,
+            from: client,
+            destination: Some(ip),
+            ..self.way(endpoint)
+        };
         let Some(pod) = self.fabric.pod(ip) else {
+            // The other node knows the client by this node's address.
             if let Some(peer) = self.fabric.peer(ip) {
                 peer.send_datagram(self.source(false), endpoint, datagram);
             }
             return;
         };
         if let Some(queue) = pod.ports().udp(endpoint.port(), false) {
-            queue.push(datagram, self.source(false));
+            let free = self.fabric.policy.is_free(None, Some(&pod));
+            if free || self.fabric.admit_now(&way).is_ok() {
+                queue.push(datagram, self.source(false));
+            }
         }
     }
 
@@ -214,15 +234,19 @@ impl UdpSocket {
             return Poll::Pending;
         };
         let mut buffer = BytesMut::zeroed(LARGEST);
-        let mut read = ReadBuf::new(&mut buffer);
-        match real.poll_recv_from(cx, &mut read) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(from)) => {
-                let datagram = Bytes::copy_from_slice(read.filled());
-                let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                Poll::Ready(Ok((datagram, self.as_service(from))))
+        loop {
+            let mut read = ReadBuf::new(&mut buffer);
+            match real.poll_recv_from(cx, &mut read) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(from)) => {
+                    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+                    if self.admit_real(from) {
+                        let datagram = Bytes::copy_from_slice(read.filled());
+                        return Poll::Ready(Ok((datagram, self.as_service(from))));
+                    }
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(SocketError::from(&error))),
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(SocketError::from(&error))),
         }
     }
 
@@ -256,12 +280,7 @@ impl UdpSocket {
                 }
                 Poll::Ready(Ok(()))
             }
-            Route::Pod(pod) => {
-                if let Some(queue) = pod.ports().udp(to.port(), false) {
-                    queue.push(datagram.clone(), self.source(false));
-                }
-                Poll::Ready(Ok(()))
-            }
+            Route::Pod(pod) => Poll::Ready(self.send_to_pod(&pod, to, datagram)),
             Route::Service(port) => {
                 let now = self.fabric.now();
                 let known = self
@@ -279,14 +298,10 @@ impl UdpSocket {
                     return Poll::Ready(Err(SocketError::Unreachable));
                 };
                 if let Some(pod) = self.fabric.pod(ip) {
-                    if let Some(queue) = pod.ports().udp(endpoint.port(), ip == self.pod) {
-                        queue.push(datagram.clone(), self.source(false));
-                    }
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(self.send_to_pod(&pod, endpoint, datagram));
                 }
                 if let Some(peer) = self.fabric.peer(ip) {
-                    peer.send_datagram(self.source(false), endpoint, datagram.clone());
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(self.send_to_node(&peer, endpoint, datagram));
                 }
                 if let Err(error) = self.fabric.config.egress.check(endpoint.ip()) {
                     return Poll::Ready(Err(error));
@@ -294,20 +309,109 @@ impl UdpSocket {
                 self.poll_send_outside(cx, datagram, endpoint)
             }
             Route::Dns => {
-                self.ask_dns(datagram.clone(), to);
-                Poll::Ready(Ok(()))
+                let admitted = self.admit(None, None, to);
+                if admitted.is_ok() {
+                    self.ask_dns(datagram.clone(), to);
+                }
+                Poll::Ready(admitted)
             }
             Route::Outside => self.poll_send_outside(cx, datagram, to),
-            Route::Node(peer) => {
-                peer.send_datagram(self.source(false), to, datagram.clone());
-                Poll::Ready(Ok(()))
-            }
+            Route::Node(peer) => Poll::Ready(self.send_to_node(&peer, to, datagram)),
             Route::Nowhere(error) => Poll::Ready(Err(error)),
         }
     }
 
     pub async fn send(&self, datagram: Bytes, to: SocketAddr) -> Result<(), SocketError> {
         std::future::poll_fn(|cx| self.poll_send(cx, &datagram, to)).await
+    }
+
+    fn send_to_pod(
+        &self,
+        pod: &PodNetwork,
+        to: SocketAddr,
+        datagram: &Bytes,
+    ) -> Result<(), SocketError> {
+        let own = pod.address() == self.pod;
+        let Some(queue) = pod.ports().udp(to.port(), own) else {
+            // Whether anybody listens is not for everybody to know.
+            return if own {
+                Ok(())
+            } else {
+                self.admit(Some(pod), None, to)
+            };
+        };
+        if !own {
+            self.admit(Some(pod), Some(&queue), to)?;
+        }
+        queue.push(datagram.clone(), self.source(false));
+        Ok(())
+    }
+
+    fn send_to_node(
+        &self,
+        peer: &Peer,
+        to: SocketAddr,
+        datagram: &Bytes,
+    ) -> Result<(), SocketError> {
+        self.admit(None, None, to)?;
+        peer.send_datagram(self.source(false), to, datagram.clone());
+        Ok(())
+    }
+
+    fn way(&self, to: SocketAddr) -> Way {
+        Way {
+            source: Some(self.pod),
+            from: self.source(false),
+            identity: None,
+            destination: None,
+            seen: to,
+            to,
+            protocol: Protocol::Udp,
+        }
+    }
+
+    /// Whether policies let a datagram go to `to`: what answers an allowed one, or goes on after it, may.
+    fn admit(
+        &self,
+        pod: Option<&PodNetwork>,
+        theirs: Option<&Queue>,
+        to: SocketAddr,
+    ) -> Result<(), SocketError> {
+        let policy = &self.fabric.policy;
+        if policy.is_open() {
+            return Ok(());
+        }
+        let own = self.fabric.pod(self.pod);
+        if policy.is_free_both_ways(own.as_deref(), pod) {
+            return Ok(());
+        }
+        let way = Way {
+            destination: pod.map(PodNetwork::address),
+            ..self.way(to)
+        };
+        let mine = &self.queue.partners;
+        let partner = pass(&self.fabric, mine, to, &way, Sends::We)?;
+        if let Some(theirs) = theirs {
+            let who = self.source(false);
+            theirs.partners.remember(who, partner.seen_from_there());
+        }
+        Ok(())
+    }
+
+    /// Whether policies let what came from outside in.
+    fn admit_real(&self, from: SocketAddr) -> bool {
+        let policy = &self.fabric.policy;
+        if policy.is_open() {
+            return true;
+        }
+        let own = self.fabric.pod(self.pod);
+        if policy.is_free(None, own.as_deref()) {
+            return true;
+        }
+        if self.queue.partners.get(from, self.fabric.now()).is_some() {
+            return true;
+        }
+        self.fabric.admit_now(&self.way(from).reversed()).is_ok()
     }
 
     /// The answer comes like any other datagram, when it comes.
@@ -339,6 +443,9 @@ impl UdpSocket {
         datagram: &Bytes,
         to: SocketAddr,
     ) -> Poll<Result<(), SocketError>> {
+        if let Err(error) = self.admit(None, None, to) {
+            return Poll::Ready(Err(error));
+        }
         let real = match self.real() {
             Ok(real) => real,
             Err(error) => return Poll::Ready(Err(error)),

@@ -21,15 +21,16 @@ use super::egress::Egress;
 use super::identity::Identity;
 use super::namespaces::Namespaces;
 use super::nodes::Nodes;
-use super::observe::{self, Observer};
-use super::pipe::{self, Account, Budget};
+use super::observe::Observer;
+use super::pipe::Budget;
 use super::pod::{PodIdentity, PodNetwork};
-use super::ports::{PortTable, Sockets, Target};
+use super::policy::Gate;
+use super::ports::{PortTable, Sockets};
 use super::table::{Port, Protocol, Table};
-use super::traffic::{Connected, OUTSIDE, Security, Traffic, Workload};
+use super::traffic::{OUTSIDE, Traffic, Workload};
 use super::tunnel::{self, Peer, Source, Tunnel};
-use super::{Config, Error, SocketError, Stream, forward, serve};
-use crate::dns::server::{Dns, rim};
+use super::{Config, Error, SocketError, Stream};
+use crate::dns::server::Dns;
 use crate::dns::upstream::Upstream;
 
 /// Bytes all listeners together may have queued towards pods before their buffers shrink.
@@ -45,6 +46,7 @@ pub(crate) struct Fabric {
     pub(crate) services: watch::Receiver<Arc<Table>>,
     pub(crate) namespaces: watch::Receiver<Arc<Namespaces>>,
     pub(crate) dns: Arc<Dns>,
+    pub(crate) policy: Gate,
     pub(crate) nodes: Arc<Nodes>,
     /// The way to other nodes' pods; `None` where there are no other nodes.
     pub(crate) tunnel: Option<Arc<Tunnel>>,
@@ -140,6 +142,7 @@ impl Fabric {
             observer: Observer::new(&config.observe, &config.node_name)?,
             services,
             namespaces,
+            policy: Gate::default(),
             nodes: Arc::new(Nodes::new(&config.node_name)),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -180,6 +183,8 @@ impl Fabric {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(address, Arc::clone(&pod));
+        // After it can be found: the next table finds it too.
+        self.policy.refresh(&pod);
         Ok(pod)
     }
 
@@ -224,6 +229,11 @@ impl Fabric {
     /// The other node that has `address`.
     pub(crate) fn peer(&self, address: Ipv4Addr) -> Option<Arc<Peer>> {
         self.tunnel.as_ref()?.peer(address)
+    }
+
+    pub(crate) fn pods(&self) -> Vec<Arc<PodNetwork>> {
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        pods.values().cloned().collect()
     }
 
     /// Milliseconds since the network was made.
@@ -359,48 +369,11 @@ impl Fabric {
             },
             Route::Pod(pod) => self.deliver(&pod, caller, to, to, None).await,
             Route::Service(port) => self.connect_service(caller, &port, to).await,
-            Route::Dns => self.connect_dns(caller, to),
             Route::Node(peer) => tunnel::connect(self, &peer, caller, to, to, None).await,
+            Route::Dns => self.connect_dns(caller, to).await,
             Route::Outside => self.connect_outside(caller, to, to, None).await,
             Route::Nowhere(error) => Err(error),
         }
-    }
-
-    /// To the node's DNS server.
-    fn connect_dns(
-        self: &Arc<Self>,
-        caller: &Caller<'_>,
-        to: SocketAddr,
-    ) -> Result<Stream, SocketError> {
-        let account = |slot| Account {
-            budget: Arc::clone(caller.budget),
-            slot,
-            load: None,
-            counted: None,
-        };
-        let slot = caller.sockets.map(Sockets::take).transpose()?;
-        let (client, server) = pipe::connection(account(slot), account(None));
-        let server = Stream {
-            local: to,
-            peer: caller.from,
-            reader: server.0,
-            writer: server.1,
-        };
-        let (dns, stop) = (Arc::clone(&self.dns), self.stop.clone());
-        let questions = caller.pod.map(|pod| Arc::clone(pod.questions()));
-        self.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = rim::stream(&dns, server.into_io(), questions.as_deref()) => {}
-            }
-        });
-        Ok(Stream {
-            local: caller.from,
-            peer: to,
-            reader: client.0,
-            writer: client.1,
-        })
     }
 
     /// To some endpoint of a Service: those that refuse are passed over. When all did, others may come.
@@ -501,120 +474,6 @@ impl Fabric {
         }
         self.config.egress.check(endpoint.ip())?;
         self.connect_outside(caller, seen, endpoint, load).await
-    }
-
-    fn counted(
-        &self,
-        caller: &Caller<'_>,
-        destination: &Workload,
-        security: Security,
-    ) -> Option<Connected> {
-        let pair = self.traffic.pair(caller.workload, destination, security);
-        pair.map(|pair| pair.connected())
-    }
-
-    /// Both ends of a pipe to a pod's port: a socket's backlog, or an HTTP/1.1 server in front of its handler.
-    pub(crate) async fn deliver(
-        self: &Arc<Self>,
-        pod: &PodNetwork,
-        caller: &Caller<'_>,
-        seen: SocketAddr,
-        endpoint: SocketAddr,
-        load: Option<InFlight>,
-    ) -> Result<Stream, SocketError> {
-        let own = caller.pod.is_some_and(|caller| std::ptr::eq(caller, pod));
-        let target = pod
-            .ports()
-            .target(endpoint.port(), own)
-            .ok_or(SocketError::Refused)?;
-        let client = Account {
-            budget: Arc::clone(caller.budget),
-            slot: caller.sockets.map(Sockets::take).transpose()?,
-            load,
-            counted: self.counted(caller, pod.workload(), observe::security(caller)),
-        };
-        let server = Account {
-            budget: Arc::clone(pod.budget()),
-            slot: Some(pod.sockets().take().map_err(|_| SocketError::Refused)?),
-            load: None,
-            counted: None,
-        };
-        let from = if own && endpoint.ip().is_loopback() {
-            SocketAddr::new(endpoint.ip(), caller.from.port())
-        } else {
-            caller.from
-        };
-        let (client, server) = pipe::connection(client, server);
-        let client = Stream {
-            local: from,
-            peer: seen,
-            reader: client.0,
-            writer: client.1,
-        };
-        let server = Stream {
-            local: endpoint,
-            peer: from,
-            reader: server.0,
-            writer: server.1,
-        };
-        match target {
-            Target::Socket(backlog) => {
-                let queued = backlog.send(Box::new(server));
-                tokio::time::timeout(self.config.limits.connect_timeout, queued)
-                    .await
-                    .map_err(|_| SocketError::TimedOut)?
-                    .map_err(|_| SocketError::Refused)?;
-            }
-            Target::Http(handler) => serve::spawn(self, server, handler),
-        }
-        Ok(client)
-    }
-
-    /// To a real address, through a real socket; policy has been asked.
-    async fn connect_outside(
-        self: &Arc<Self>,
-        caller: &Caller<'_>,
-        seen: SocketAddr,
-        endpoint: SocketAddr,
-        load: Option<InFlight>,
-    ) -> Result<Stream, SocketError> {
-        let mut client = Account {
-            budget: Arc::clone(caller.budget),
-            slot: caller.sockets.map(Sockets::take).transpose()?,
-            load,
-            counted: None,
-        };
-        let permit = self.outside_slot(caller.pod)?;
-        let socket = self.egress.connect(endpoint).await?;
-        client.counted = self.counted(caller, &self.outside, Security::Outside);
-        let server = Account {
-            budget: Arc::clone(caller.budget),
-            slot: None,
-            load: None,
-            counted: None,
-        };
-        let (client, server) = pipe::connection(client, server);
-        let server = Stream {
-            local: endpoint,
-            peer: caller.from,
-            reader: server.0,
-            writer: server.1,
-        };
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = forward::forward(socket, server) => {}
-            }
-            drop(permit);
-        });
-        Ok(Stream {
-            local: caller.from,
-            peer: seen,
-            reader: client.0,
-            writer: client.1,
-        })
     }
 }
 

@@ -61,6 +61,8 @@ pub(crate) fn identity(pod: &Pod) -> PodIdentity {
             Some("None") => DnsPolicy::None,
             _ => DnsPolicy::ClusterFirst,
         },
+        labels: metadata.labels.clone().unwrap_or_default(),
+        ports: crate::network::named_ports(pod),
         searches: dns.and_then(|dns| dns.searches.clone()).unwrap_or_default(),
         ndots,
     }

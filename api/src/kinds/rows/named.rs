@@ -237,7 +237,7 @@ pub(super) fn networking() -> Vec<Kind> {
         row("networking.k8s.io", "v1", "IngressClass", "ingressclasses", Cluster).strategy(&networking::INGRESS_CLASS).columns(&columns::network::INGRESS_CLASS),
         row("networking.k8s.io", "v1", "Ingress", "ingresses", Namespaced).strategy(&networking::INGRESS).columns(&columns::network::INGRESS).short(&["ing"]).subresources(const { &[sub("status", "", "", "Ingress", READ_WRITE)] }),
         row("networking.k8s.io", "v1", "IPAddress", "ipaddresses", Cluster).strategy(&networking::IP_ADDRESS).columns(&columns::network::IP_ADDRESS).short(&["ip"]),
-        row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", Namespaced).strategy(&networking::NETWORK_POLICY).columns(&columns::network::NETWORK_POLICY).short(&["netpol"]).unattended("NetworkPolicy is stored, but the network does not enforce it yet"),
+        row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", Namespaced).strategy(&networking::NETWORK_POLICY).columns(&columns::network::NETWORK_POLICY).short(&["netpol"]),
         row("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", Cluster).strategy(&networking::SERVICE_CIDR).columns(&columns::network::SERVICE_CIDR).subresources(const { &[sub("status", "", "", "ServiceCIDR", READ_WRITE)] }).unattended("ServiceCIDR is stored, but service addresses come from the range the server was started with"),
     ]
 }

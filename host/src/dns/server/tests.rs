@@ -285,6 +285,11 @@ async fn every_question_has_its_answer() {
     assert_eq!(told(&soa), format!("NOERROR: 5 SOA {long}"));
     let counted = dns.counted();
     assert_eq!(counted.answers["SERVFAIL"], 1);
+    let metrics = counted.prometheus();
+    assert!(
+        metrics.contains("coracle_dns_responses_total{rcode=\"SERVFAIL\"} 1\n"),
+        "{metrics}"
+    );
     assert!(counted.answers["NXDOMAIN"] >= 5 && counted.forwarded == 0);
 }
 

@@ -339,7 +339,7 @@ pub(super) async fn udp(
                 client
             }
         };
-        client.send_to_service(Bytes::copy_from_slice(&buffer[..length]), &port, peer.ip());
+        client.send_to_service(Bytes::copy_from_slice(&buffer[..length]), &port, peer);
     }
 }
 

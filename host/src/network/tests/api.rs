@@ -47,13 +47,28 @@ impl Api {
         }
     }
 
+    /// Removes an object, and tells the watches.
+    pub(super) fn delete(&self, path: &'static str, object: Value) {
+        self.forget(path, &object);
+        drop(
+            self.events
+                .send((path, json!({"type": "DELETED", "object": object}))),
+        );
+    }
+
+    fn forget(&self, path: &'static str, object: &Value) {
+        let key = |object: &Value| {
+            let metadata = &object["metadata"];
+            (metadata["namespace"].clone(), metadata["name"].clone())
+        };
+        let mut objects = self.objects.lock().unwrap();
+        objects.retain(|(p, o)| *p != path || key(o) != key(object));
+    }
+
     /// Adds or replaces an object, and tells the watches.
     pub(super) fn put(&self, path: &'static str, object: Value) {
-        let name = object["metadata"]["name"].clone();
-        let mut objects = self.objects.lock().unwrap();
-        objects.retain(|(p, o)| *p != path || o["metadata"]["name"] != name);
-        objects.push((path, object.clone()));
-        drop(objects);
+        self.forget(path, &object);
+        self.objects.lock().unwrap().push((path, object.clone()));
         // Nobody may be watching yet.
         drop(
             self.events

@@ -22,8 +22,10 @@ use super::incoming::Incoming;
 use super::machine::Link;
 use super::peer::Status;
 use super::{streams, words};
+use crate::network::policy::Way;
 use crate::network::table::Protocol;
 use crate::network::udp::LARGEST;
+use crate::network::udp::{self, Sends};
 
 /// What may wait for one node.
 const QUEUE_DATAGRAMS: usize = 1_024;
@@ -247,7 +249,18 @@ impl Incoming {
             self.fabric.node_ports.udp(to.port(), false)
         } else {
             let pod = self.admit(&source, SocketAddr::V4(to), Protocol::Udp);
-            pod.ok().and_then(|pod| pod.ports().udp(to.port(), false))
+            pod.ok().and_then(|pod| {
+                let queue = pod.ports().udp(to.port(), false)?;
+                let policy = &self.fabric.policy;
+                if policy.is_free_both_ways(None, Some(&pod)) {
+                    return Some(queue);
+                }
+                let (from, to) = (SocketAddr::V4(from), SocketAddr::V4(to));
+                let mut way = Way::of(&source.caller(from.port(), &pod), Some(&pod), to, to);
+                way.protocol = Protocol::Udp;
+                let passed = udp::pass(&self.fabric, &queue.partners, from, &way, Sends::They);
+                passed.is_ok().then_some(queue)
+            })
         };
         if let Some(queue) = queue {
             queue.push(payload, SocketAddr::V4(from));

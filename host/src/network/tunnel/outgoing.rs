@@ -12,6 +12,7 @@ use super::peer::Peer;
 use super::{streams, words};
 use crate::network::balancer::InFlight;
 use crate::network::pipe::{self, Account};
+use crate::network::policy::Way;
 use crate::network::ports::Sockets;
 use crate::network::vnet::{Caller, Fabric};
 use crate::network::{SocketError, Stream};
@@ -28,6 +29,7 @@ pub(crate) async fn connect(
     endpoint: SocketAddr,
     load: Option<InFlight>,
 ) -> Result<Stream, SocketError> {
+    let admitted = fabric.admit(caller, None, seen, endpoint).await?;
     let deadline = Instant::now() + fabric.config.limits.connect_timeout;
     // Who has a choice does not wait for a node that is slow to answer.
     let patient = load.is_none();
@@ -79,6 +81,8 @@ pub(crate) async fn connect(
         }
         drop(in_use);
     });
+    let way = Way::of(caller, None, seen, endpoint);
+    fabric.opened(admitted, client.0.cut(), way);
     Ok(Stream {
         local: caller.from,
         peer: seen,

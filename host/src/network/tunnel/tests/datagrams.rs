@@ -1,6 +1,6 @@
 //! Datagrams between pods of two nodes, directly and through Services.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ async fn a_service_answers_by_its_own_address_whichever_node_its_pod_is_on() {
         outside.send_to_service(
             Bytes::from_static(b"me?"),
             port,
-            IpAddr::from([192, 0, 2, 1]),
+            "192.0.2.1:4000".parse().unwrap(),
         );
         let answer = tokio::time::timeout(Duration::from_millis(200), outside.recv()).await;
         if let Ok(answer) = answer {

@@ -28,6 +28,8 @@ mod streams;
 mod words;
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;

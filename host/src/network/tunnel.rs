@@ -18,6 +18,7 @@ mod connection;
 mod datagrams;
 mod incoming;
 mod keep_alive;
+mod kinds;
 mod liveness;
 mod machine;
 mod outgoing;
@@ -61,6 +62,7 @@ use self::routes::Index;
 
 pub(crate) use self::calls::send;
 pub(crate) use self::incoming::Source;
+pub(crate) use self::kinds::speaks_http;
 pub(crate) use self::outgoing::connect;
 pub(crate) use self::peer::Peer;
 pub(crate) use self::server::{accept, bind, run as serve};

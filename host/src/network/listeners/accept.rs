@@ -30,7 +30,7 @@ use crate::network::http::Call;
 use crate::network::ports::{Sockets, Target as PodTarget};
 use crate::network::table::{Key, Port, Protocol, Scope, Service, Table};
 use crate::network::vnet::Fabric;
-use crate::network::{HttpError, serve, udp as virtual_udp};
+use crate::network::{HttpError, serve, tunnel, udp as virtual_udp};
 
 /// Pause after an accept failed, for want of file descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -197,12 +197,14 @@ async fn connection(
         return;
     };
     let is_http = match endpoint.ip() {
-        IpAddr::V4(ip) => fabric.pod(ip).is_some_and(|pod| {
-            matches!(
+        IpAddr::V4(ip) => match (fabric.pod(ip), fabric.peer(ip)) {
+            (Some(pod), _) => matches!(
                 pod.ports().target(endpoint.port(), false),
                 Some(PodTarget::Http(_))
-            )
-        }),
+            ),
+            (None, Some(node)) => tunnel::speaks_http(&fabric, &node, endpoint).await,
+            (None, None) => false,
+        },
         IpAddr::V6(_) => false,
     };
     if is_http {

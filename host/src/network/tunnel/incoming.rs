@@ -98,6 +98,12 @@ impl Incoming {
             .is_some_and(|to| to == words::DATAGRAMS)
         {
             self.datagrams(request.into_body(), respond).await;
+        } else if request
+            .uri()
+            .authority()
+            .is_some_and(|to| to == words::KIND)
+        {
+            self.kind(request.headers(), respond);
         } else {
             self.connect(request, respond).await;
         }

@@ -15,6 +15,7 @@ use tracing::{debug, info};
 
 use super::connection::{Connection, Dialler, Driver};
 use super::datagrams::{Datagram, Outbox};
+use super::kinds::Kinds;
 use super::machine::{Action, Event, Link, Machine, Timing, millis};
 use super::routes::Target;
 use crate::network::SocketError;
@@ -31,6 +32,7 @@ pub(crate) struct Peer {
     events: mpsc::Sender<Event>,
     wanted: Arc<Notify>,
     outbox: Arc<Outbox>,
+    pub(super) kinds: Kinds,
     /// The tasks, gone with the last handle.
     tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
 }
@@ -98,6 +100,7 @@ impl Peer {
         Arc::new(Self {
             node,
             outbox,
+            kinds: Kinds::default(),
             status: seen,
             target,
             events,

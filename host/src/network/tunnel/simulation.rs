@@ -122,7 +122,9 @@ impl History {
                 self.world.good_since = Some(self.now);
             }
             if !self.world.is_well() {
-                self.connections.values_mut().for_each(|c| c.untouched = false);
+                self.connections
+                    .values_mut()
+                    .for_each(|c| c.untouched = false);
             }
             if self.rng.random_range(0..5_000) == 0 {
                 self.asleep_until = self.now + self.rng.random_range(500..3_000);
@@ -143,7 +145,12 @@ impl History {
         }
         assert!(matches!(self.machine.link(), Link::Up(_)) || self.wanted.is_none());
         let allowed = 12 * (self.world.changes + 4) + END / 3_300;
-        assert!(self.dials <= allowed, "{} dials, {} changes", self.dials, self.world.changes);
+        assert!(
+            self.dials <= allowed,
+            "{} dials, {} changes",
+            self.dials,
+            self.world.changes
+        );
     }
 
     fn event(&mut self, event: Event) {
@@ -233,7 +240,10 @@ impl History {
 
     fn check(&self) {
         if let Link::Up(generation) = self.machine.link() {
-            assert!(self.connections.contains_key(&generation), "up without a connection");
+            assert!(
+                self.connections.contains_key(&generation),
+                "up without a connection"
+            );
             assert!(self.machine.is_reachable());
         }
         // Time in which this process slept is nobody's.

@@ -8,6 +8,7 @@
 //!   the pod's own answer, or 503 coracle-refused WORD: nobody saw the request; or coracle-error WORD: it failed there
 //!
 //!   CONNECT  :authority datagrams: frames one way, as `datagrams` describes
+//!   CONNECT  :authority kind   coracle-to 100.64.64.9:8080: 200 an HTTP guest, 204 a socket, 404 nothing
 //! ```
 //! What guests send under these names ends at the tunnel's ends.
 
@@ -30,6 +31,9 @@ const OURS: [HeaderName; 6] = [FROM, TO, IDENTITY, HOPS, REFUSED, ERROR];
 
 /// The `:authority` of the stream that carries datagrams.
 pub(super) const DATAGRAMS: &str = "datagrams";
+
+/// The `:authority` of a question: what is at `coracle-to`?
+pub(super) const KIND: &str = "kind";
 
 /// Refusals: the error, its word, its status.
 const REFUSALS: [(SocketError, &str, StatusCode); 5] = [

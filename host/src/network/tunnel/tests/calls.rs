@@ -376,3 +376,29 @@ async fn an_identity_comes_with_the_request() {
     );
     assert_eq!(source.workload.name(), "shop/web");
 }
+
+#[tokio::test]
+async fn a_node_says_what_its_pods_are() {
+    let cluster = Cluster::of(2);
+    let [first, second] = &cluster.hosts[..] else {
+        panic!()
+    };
+    let (web, _serving) = web(&second.network, "web");
+    let socket = pod(&second.network, "socket");
+    let _listener = socket.listen(8080, 8).unwrap();
+    let fabric = &first.network.fabric;
+    let peer = fabric.peer(web.address()).unwrap();
+    for _ in 0..2 {
+        for (pod, port, http) in [
+            (&web, 8080, true),
+            (&socket, 8080, false),
+            (&socket, 9, false),
+        ] {
+            let endpoint = SocketAddr::from((pod.address(), port));
+            assert_eq!(
+                crate::network::tunnel::speaks_http(fabric, &peer, endpoint).await,
+                http
+            );
+        }
+    }
+}

@@ -20,6 +20,7 @@ use serde_json::Value;
 use types::well_known::{GROUP_NODES, NAMESPACE_DEFAULT};
 
 use crate::auth::User;
+use crate::kinds::names;
 use crate::object::Object;
 use request::Request;
 
@@ -214,7 +215,7 @@ fn no_other_names(request: &Request) -> Result<(), &'static str> {
 }
 
 fn approve_client(request: &Request, by: &User, facts: &dyn Facts) -> Action {
-    let Some(node) = request.node().filter(|node| !is_reserved(node)) else {
+    let Some(node) = request.node().filter(|node| may_be_a_node(node)) else {
         return Action::Leave;
     };
     let own = by.node() == Some(node);
@@ -242,7 +243,7 @@ fn approve_serving(
     from: Option<IpAddr>,
     facts: &dyn Facts,
 ) -> Action {
-    let Some(node) = request.node().filter(|node| !is_reserved(node)) else {
+    let Some(node) = request.node().filter(|node| may_be_a_node(node)) else {
         return Action::Leave;
     };
     if by.node() != Some(node) {
@@ -264,6 +265,10 @@ fn approve_serving(
     } else {
         Action::Wait
     }
+}
+
+fn may_be_a_node(name: &str) -> bool {
+    names::dns_subdomain(name).is_empty() && !is_reserved(name)
 }
 
 /// Names under which something else than a node is trusted: the API servers, and everything inside the cluster.

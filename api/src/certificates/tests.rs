@@ -113,6 +113,11 @@ fn a_client_certificate_is_approved_for_bootstrappers_and_for_the_node_itself() 
             &request("system:node:kubernetes.default.svc", "system:nodes", &[]),
             false,
         ),
+        (
+            BOOTSTRAP,
+            &request("system:node:n1/../n2", "system:nodes", &[]),
+            false,
+        ),
     ] {
         let action = decide(&csr(NODE_CLIENT, CLIENT, by, request), &world);
         assert_eq!(

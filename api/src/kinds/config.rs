@@ -58,6 +58,15 @@ pub static SECRET: Rules = Rules {
             validate_immutable(new, old, &["data"], causes);
         }
     },
+    warnings: |new, _| {
+        let of_account = new.str_at(&["type"]) == Some("kubernetes.io/service-account-token");
+        let empty = new.at(&["data", "token"]).is_none();
+        let text = "no token is put into a Secret of type kubernetes.io/service-account-token: ask for one that expires, as kubectl create token does";
+        (of_account && empty)
+            .then(|| text.to_owned())
+            .into_iter()
+            .collect()
+    },
     fields: &["type"],
     ..Rules::NEW
 };

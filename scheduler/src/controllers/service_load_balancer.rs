@@ -246,10 +246,10 @@ fn conditions(old: &ServiceStatus, wanted: Option<Condition>) -> Option<Vec<Cond
         all.iter().partition(|c| c.type_ == CONDITION_POOL);
     let known = ours.first();
     let mut wanted = wanted;
-    if let (Some(wanted), Some(known)) = (&mut wanted, known) {
-        if wanted.status == known.status {
-            wanted.last_transition_time = known.last_transition_time.clone();
-        }
+    if let (Some(wanted), Some(known)) = (&mut wanted, known)
+        && wanted.status == known.status
+    {
+        wanted.last_transition_time = known.last_transition_time.clone();
     }
     let same = match (&wanted, known) {
         (Some(wanted), Some(known)) => wanted == *known,

@@ -2,6 +2,8 @@
 
 mod world;
 
+use std::time::Duration;
+
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -341,6 +343,57 @@ async fn a_drain_is_held_to_the_disruption_budget() {
     world.until(budgets, "web", allows(1, 2)).await;
     world.until_available("web", 3).await;
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_node_is_replaced_and_welcome_back() {
+    let mut world = World::impatient(&[4, 4, 4], Duration::from_secs(3)).await;
+    let mut web = deployment("web", 3, "v1");
+    web["spec"]["template"]["spec"]["tolerations"] = json!([
+        {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1},
+        {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
+    ]);
+    world.create::<Service>(service("web")).await;
+    world.create::<Deployment>(web).await;
+    world.until_available("web", 3).await;
+    let pods = world.api::<Pod>();
+    let all = pods.list(&ListParams::default()).await.expect("pods");
+    let on = |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.clone());
+    let lost = all.iter().find(|p| on(p).as_deref() == Some("node-0"));
+    let lost = lost.expect("replicas are spread").name_any();
+
+    world.kill(0);
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let told = |n: Option<&Node>| taints(n).contains(&"NoExecute".to_owned());
+    world.until(nodes.clone(), "node-0", told).await;
+    let leaving = |p: Option<&Pod>| p.is_none_or(|p| p.metadata.deletion_timestamp.is_some());
+    world.until(pods.clone(), &lost, leaving).await;
+    world.until_available("web", 3).await;
+    let slices = world.api::<EndpointSlice>();
+    let of_web = ListParams::default().labels("kubernetes.io/service-name=web");
+    let slice = slices.list(&of_web).await.expect("slices").items[0].name_any();
+    let elsewhere = |s: Option<&EndpointSlice>| {
+        let endpoints = s.and_then(|s| s.endpoints.as_ref()).into_iter().flatten();
+        let ready = endpoints.filter(|e| e.conditions.as_ref().and_then(|c| c.ready) == Some(true));
+        let nodes: Vec<_> = ready.map(|e| e.node_name.as_deref()).collect();
+        nodes.len() == 3 && !nodes.contains(&Some("node-0"))
+    };
+    world.until(slices, &slice, elsewhere).await;
+
+    world.revive(0);
+    world.until_gone(pods, &lost).await;
+    let clean = |n: Option<&Node>| taints(n).is_empty();
+    world.until(nodes, "node-0", clean).await;
+    world.until_available("web", 3).await;
+    assert_eq!(world.names::<Pod>().await.len(), 3, "nothing runs twice");
+    world.stop().await;
+}
+
+/// The effects of a node's taints.
+fn taints(node: Option<&Node>) -> Vec<String> {
+    let spec = node.and_then(|n| n.spec.as_ref());
+    let taints = spec.and_then(|s| s.taints.as_ref()).into_iter().flatten();
+    taints.map(|t| t.effect.clone()).collect()
 }
 
 fn cidr(node: &Node) -> Option<String> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use api::auth::User;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::{Condition, await_condition};
@@ -21,6 +22,7 @@ use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 const DEADLINE: Duration = Duration::from_secs(60);
+const HEARTBEAT: Duration = Duration::from_millis(500);
 
 pub(crate) struct World {
     pub(crate) client: Client,
@@ -32,12 +34,34 @@ pub(crate) struct World {
 impl World {
     /// A cluster with nodes of that many cores.
     pub(crate) async fn new(cores: &[u32]) -> Self {
-        Self::build(cores, None).await
+        Self::build(cores, None, Args::default()).await
+    }
+
+    /// The same, where nodes that are silent for so long are lost.
+    pub(crate) async fn impatient(cores: &[u32], grace: Duration) -> Self {
+        let args = Args {
+            node_monitor_grace_period: grace,
+            ..Args::default()
+        };
+        Self::build(cores, None, args).await
+    }
+
+    /// The node falls silent, and nothing on it changes any more.
+    pub(crate) fn kill(&self, index: usize) {
+        self.nodes[index].abort();
+    }
+
+    /// It is back, with whatever it ran.
+    pub(crate) fn revive(&mut self, index: usize) {
+        let name = format!("node-{index}");
+        // Other addresses than before.
+        let node = run_node(self.client.clone(), name, index + 16);
+        self.nodes[index] = tokio::spawn(node);
     }
 
     /// The same, with a control plane that has to be elected.
     pub(crate) async fn led_by(cores: &[u32], identity: &str) -> Self {
-        Self::build(cores, Some(identity)).await
+        Self::build(cores, Some(identity), Args::default()).await
     }
 
     /// Starts another control plane and ends the one there was.
@@ -48,12 +72,15 @@ impl World {
             .await;
     }
 
-    async fn build(cores: &[u32], identity: Option<&str>) -> Self {
+    async fn build(cores: &[u32], identity: Option<&str>, args: Args) -> Self {
         let api = api::start(api::Config::in_memory())
             .await
             .expect("the API server starts");
         let client = client(&api, User::admin());
-        let scheduler = scheduler::start(config(&api, identity));
+        let scheduler = scheduler::start(Config {
+            args,
+            ..config(&api, identity)
+        });
         let mut world = Self {
             client,
             api,
@@ -278,8 +305,17 @@ async fn run_node(client: Client, name: String, index: usize) {
     let all: Api<Pod> = Api::all(client.clone());
     let config = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
     let mut known = BTreeMap::<String, usize>::new();
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
     let mut pods = std::pin::pin!(watcher(all, config).default_backoff().applied_objects());
-    while let Some(pod) = pods.next().await {
+    loop {
+        let pod = tokio::select! {
+            pod = pods.next() => pod,
+            _ = heartbeat.tick() => {
+                live(&client, &name).await;
+                continue;
+            }
+        };
+        let Some(pod) = pod else { return };
         let Ok(pod) = pod else { continue };
         let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
         let uid = pod.uid().unwrap_or_default();
@@ -290,11 +326,15 @@ async fn run_node(client: Client, name: String, index: usize) {
             });
             continue;
         }
-        let count = known.len();
-        if known.contains_key(&uid) {
+        let next = known.len();
+        let doubted = pod.status.as_ref().is_some_and(|s| {
+            let mut conditions = s.conditions.iter().flatten();
+            conditions.any(|c| c.type_ == "Ready" && c.status == "False")
+        });
+        if known.contains_key(&uid) && !doubted {
             continue;
         }
-        known.insert(uid, count);
+        let count = *known.entry(uid).or_insert(next);
         let ip = format!("100.{}.{}.{}", 64 + index, count / 250, count % 250 + 1);
         let now = "2026-01-01T00:00:00Z";
         let status = json!({"status": {
@@ -312,6 +352,39 @@ async fn run_node(client: Client, name: String, index: usize) {
                 )
                 .await;
         });
+    }
+}
+
+/// Renews the node's Lease, and says that it is ready when it is not called so.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the rim: a node renews its Lease by the clock"
+)]
+async fn live(client: &Client, name: &str) {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    let now = k8s_openapi::jiff::Timestamp::now();
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name},
+        "spec": {"holderIdentity": name, "leaseDurationSeconds": 40,
+            "renewTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(now)},
+    });
+    let params = PatchParams::apply("kubelet").force();
+    let _ = leases.patch(name, &params, &Patch::Apply(&lease)).await;
+    let nodes: Api<Node> = Api::all(client.clone());
+    let Ok(node) = nodes.get(name).await else {
+        return;
+    };
+    let conditions = node.status.and_then(|s| s.conditions).unwrap_or_default();
+    if conditions
+        .iter()
+        .any(|c| c.type_ == "Ready" && c.status == "Unknown")
+    {
+        let ready = json!({"status": {"conditions": [
+            {"type": "Ready", "status": "True", "reason": "KubeletReady"}]}});
+        let params = PatchParams::default();
+        let _ = nodes
+            .patch_status(name, &params, &Patch::Merge(&ready))
+            .await;
     }
 }
 

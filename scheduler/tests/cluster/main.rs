@@ -60,7 +60,12 @@ async fn a_deployment_and_its_service_come_up() {
         .list(&selector)
         .await
         .expect("slices");
-    let slice = &slices.items[0];
+    // Written by another controller than Endpoints: perhaps a moment later.
+    let full =
+        |s: Option<&EndpointSlice>| s.and_then(|s| s.endpoints.as_ref()).map(Vec::len) == Some(3);
+    let name = slices.items[0].name_any();
+    let slice = world.until(world.api(), &name, full).await;
+    let slice = slice.expect("it is there");
     assert_eq!(slices.items.len(), 1);
     assert_eq!(slice.endpoints.as_ref().map(Vec::len), Some(3));
     assert_eq!(slice.ports.as_ref().expect("ports")[0].port, Some(8080));

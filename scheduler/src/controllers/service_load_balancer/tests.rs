@@ -369,7 +369,7 @@ proptest! {
                     services.insert(key, after);
                 }
             }
-            let mut held: Vec<String> = services.values().flat_map(|s| addresses(s)).collect();
+            let mut held: Vec<String> = services.values().flat_map(addresses).collect();
             let count = held.len();
             held.sort();
             held.dedup();

@@ -24,7 +24,7 @@ use crate::network::table::Key;
 use crate::network::vnet::Fabric;
 
 /// A burst of changes is published as one table: at most one in this time.
-const QUIET: Duration = Duration::from_millis(10);
+const QUIET: Duration = Duration::from_millis(20);
 
 /// Everything known of policies and pods. No I/O: events in, tables out.
 #[derive(Default)]

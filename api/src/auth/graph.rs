@@ -31,12 +31,15 @@ struct Object {
     name: Box<str>,
 }
 
+/// A pod's node, and the objects it refers to.
+type Refers = (Arc<str>, Vec<Object>);
+
 #[derive(Default)]
 pub(super) struct Graph {
     /// How many pods of each node refer to it.
     by_node: HashMap<Object, HashMap<Arc<str>, usize>>,
     /// Pod → its node and what it refers to, so that its end takes that out.
-    pods: HashMap<(Arc<str>, Arc<str>), (Arc<str>, Vec<Object>)>,
+    pods: HashMap<(Arc<str>, Arc<str>), Refers>,
     /// Secrets with certificates that any node may have to show, and by how many they are named.
     certificates: HashMap<Object, usize>,
     /// Ingress or Gateway → its Secrets.

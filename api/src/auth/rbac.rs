@@ -19,11 +19,14 @@ pub const ROLES: &str = "rbac.authorization.k8s.io/roles";
 pub const CLUSTER_ROLE_BINDINGS: &str = "rbac.authorization.k8s.io/clusterrolebindings";
 pub const ROLE_BINDINGS: &str = "rbac.authorization.k8s.io/rolebindings";
 
+/// By name.
+type Roles = HashMap<Box<str>, Arc<[Rule]>>;
+
 /// Roles and bindings, by what questions come with.
 #[derive(Default)]
 pub struct Tables {
     /// By namespace (empty: ClusterRoles) and name.
-    roles: HashMap<Box<str>, HashMap<Box<str>, Arc<[Rule]>>>,
+    roles: HashMap<Box<str>, Roles>,
     /// So that a change can take out what there was.
     bindings: HashMap<(Arc<str>, Arc<str>), Arc<Binding>>,
     /// Service accounts are users here.

@@ -335,12 +335,12 @@ fn filters(path: &Path<'_>, filters: &Value, causes: &mut Vec<Cause>) {
             match (name == kind, filter[field].is_null()) {
                 (true, true) => {
                     let why = format!("filter.{field} must be specified for {name} filter.type");
-                    causes.push(Cause::invalid(&path, &"".into(), &why));
+                    causes.push(Cause::invalid(path, &"".into(), &why));
                 }
                 (false, false) => {
                     let why =
                         format!("filter.{field} must be nil if the filter.type is not {name}");
-                    causes.push(Cause::invalid(&path, &"".into(), &why));
+                    causes.push(Cause::invalid(path, &"".into(), &why));
                 }
                 _ => {}
             }
@@ -360,7 +360,7 @@ fn filters(path: &Path<'_>, filters: &Value, causes: &mut Vec<Cause>) {
             let code = redirect["statusCode"].as_i64().unwrap_or(302);
             if !matches!(code, 301 | 302 | 303 | 307 | 308) {
                 let why = "supported values: 301, 302, 303, 307, 308";
-                causes.push(Cause::invalid(&path, &code.into(), why));
+                causes.push(Cause::invalid(path, &code.into(), why));
             }
         }
     }

@@ -34,6 +34,8 @@ pub(super) struct Job {
     pub(super) image: Arc<Image>,
     pub(super) network: Arc<PodNetwork>,
     pub(super) directories: Arc<Directories>,
+    /// What its environment was made of last.
+    pub(super) remembered: objects::Memory,
 }
 
 /// A running instance. Dropping it kills it.
@@ -146,7 +148,7 @@ async fn environment(job: &Job, spec: &Container) -> Result<Vec<(String, String)
     let sources = if references.is_empty() {
         Sources::default()
     } else {
-        objects::fetch(&job.context.client, namespace, &references)
+        objects::fetch_or_recall(&job.context.client, namespace, &references, &job.remembered)
             .await
             .map_err(config_error)?
     };

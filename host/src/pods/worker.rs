@@ -29,7 +29,7 @@ use super::sandbox::Directories;
 use super::start::{Started, container, log_directory};
 use super::status::{self, Facts};
 use super::tell::{At, Teller};
-use super::{publish, refusal, sandbox};
+use super::{objects, publish, refusal, sandbox};
 use crate::images::{self, Image, Origin};
 use crate::network::{PodNetwork, Serving};
 use crate::runtime::{Component, Running};
@@ -80,6 +80,7 @@ struct Slot {
     component: Option<Arc<Component>>,
     serving: Option<Serving>,
     probes: Option<Box<Probes>>,
+    remembered: objects::Memory,
     /// A pull, a start or a stop that is under way.
     operation: Option<AbortHandle>,
 }

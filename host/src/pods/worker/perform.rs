@@ -138,6 +138,7 @@ impl Worker {
             image: Arc::clone(image),
             network: Arc::clone(network),
             directories: Arc::clone(directories),
+            remembered: Arc::clone(&slot.remembered),
         };
         self.operate(index, async move {
             Outcome::Started(index, Box::new(start(job).await))

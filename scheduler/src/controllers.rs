@@ -7,6 +7,7 @@
 //! | deployment | Deployments, their ReplicaSets, last pods | ReplicaSets, Deployment status | deployment-controller |
 //! | replica_set | ReplicaSets, their Pods | Pods, ReplicaSet status | replicaset-controller |
 //! | endpoint_slice | Services, Pods | EndpointSlices | endpointslice-controller |
+//! | endpoint_slice_mirroring | Endpoints without selector | EndpointSlices | endpointslicemirroring-controller |
 //! | endpoints | Services, Pods | Endpoints | endpoint-controller |
 //! | service_load_balancer | Services, Nodes' reports, EndpointSlices | Service status and annotation | service-controller |
 //! | service_account | Namespaces, ServiceAccounts | ServiceAccount `default` | service-account-controller |
@@ -24,6 +25,7 @@ pub mod cleaner;
 pub mod deployment;
 pub mod disruption;
 pub mod endpoint_slice;
+pub mod endpoint_slice_mirroring;
 pub mod endpoints;
 pub mod garbage_collector;
 pub mod ingress_status;
@@ -165,6 +167,7 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
     let deployment = deployment::Controller::new(shared);
     let replica_set = replica_set::Controller::new(shared);
     let endpoint_slice = endpoint_slice::Controller::new(shared);
+    let endpoint_slice_mirroring = endpoint_slice_mirroring::Controller::new(shared);
     let endpoints = endpoints::Controller::new(shared);
     let service_account = service_account::Controller::new(shared);
     let service_load_balancer = service_load_balancer::Controller::new(shared);
@@ -194,6 +197,7 @@ pub fn prepare(shared: &Arc<Shared>) -> impl FnOnce(&TaskTracker, &CancellationT
             deployment: 8,
             replica_set: 8,
             endpoint_slice: 8,
+            endpoint_slice_mirroring: 2,
             endpoints: 4,
             service_account: 4,
             service_load_balancer: 1,

@@ -86,6 +86,12 @@ fn default(new: &mut Object) {
         "ports[]",
         &mut default_target_port,
     );
+    walk_mut(
+        new.at_mut(&["status", "loadBalancer"])
+            .unwrap_or(&mut Value::Null),
+        "ingress[]",
+        &mut default_ip_mode,
+    );
     if has_cluster_ip(new) {
         new.set_default(&["spec", "internalTrafficPolicy"], "Cluster".into());
     }
@@ -94,6 +100,21 @@ fn default(new: &mut Object) {
     }
     if kind_of(new) == "LoadBalancer" {
         new.set_default(&["spec", "allocateLoadBalancerNodePorts"], true.into());
+    }
+}
+
+/// An address whose writer does not know `ipMode` is the Service's own.
+fn default_ip_mode(ingress: &mut Value) {
+    let Value::Object(ingress) = ingress else {
+        return;
+    };
+    let has = |key: &str| {
+        ingress
+            .get(key)
+            .is_some_and(|value| !value.is_null() && value != "")
+    };
+    if has("ip") && !has("ipMode") {
+        ingress.insert("ipMode".to_owned(), "VIP".into());
     }
 }
 

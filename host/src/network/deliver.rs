@@ -84,7 +84,7 @@ impl Fabric {
                     .map_err(|_| SocketError::TimedOut)?
                     .map_err(|_| SocketError::Refused)?;
             }
-            Target::Http(handler) => serve::spawn(self, server, handler),
+            Target::Http(handler) => serve::spawn(self, server, handler, pod.ports().ended()),
         }
         if let Some(admitted) = admitted {
             let way = Way::of(caller, Some(pod), seen, endpoint);

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::udp::Queue;
 use super::{HttpHandler, SocketError, Stream};
@@ -55,6 +56,8 @@ struct Inner {
     udp: HashMap<u16, (Scope, Arc<Queue>)>,
     /// `Ports::All`.
     http: Option<Arc<dyn HttpHandler>>,
+    /// Cancelled when HTTP is answered no longer: kept-alive connections are told to go elsewhere.
+    ended: CancellationToken,
     next: u16,
     closed: bool,
 }
@@ -143,6 +146,11 @@ impl PortTable {
         }
     }
 
+    /// Cancelled when the HTTP handlers of now answer no longer.
+    pub(crate) fn ended(&self) -> CancellationToken {
+        self.lock().ended.clone()
+    }
+
     /// The UDP socket bound to `port`.
     pub(crate) fn udp(&self, port: u16, loopback: bool) -> Option<Arc<Queue>> {
         match self.lock().udp.get(&port) {
@@ -218,6 +226,9 @@ impl PortTable {
                     inner.tcp.insert(*port, Tcp::Http(Arc::clone(handler)));
                 }
             }
+        }
+        if inner.ended.is_cancelled() {
+            inner.ended = CancellationToken::new();
         }
         drop(inner);
         Ok(Serving {
@@ -367,6 +378,7 @@ impl Drop for Serving {
     fn drop(&mut self) {
         let freed: (Option<Arc<dyn HttpHandler>>, Vec<Tcp>) = {
             let mut inner = self.table.lock();
+            inner.ended.cancel();
             match &self.ports {
                 Ports::All => (inner.http.take(), Vec::new()),
                 Ports::Only(list) => {

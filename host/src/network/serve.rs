@@ -11,12 +11,19 @@ use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio_util::sync::CancellationToken;
 
 use super::vnet::Fabric;
 use super::{Body, HttpError, HttpHandler, Stream, http as dispatch};
 
-/// Serves one connection of a pod's port in a task of its own, until either end closes it.
-pub(crate) fn spawn(fabric: &Arc<Fabric>, stream: Stream, handler: Arc<dyn HttpHandler>) {
+/// Serves one connection of a pod's port in a task of its own, until either end closes it. Once the pod has `ended`, what
+/// is in flight is finished and the client told to go elsewhere (`connection: close`, GOAWAY).
+pub(crate) fn spawn(
+    fabric: &Arc<Fabric>,
+    stream: Stream,
+    handler: Arc<dyn HttpHandler>,
+    ended: CancellationToken,
+) {
     let (stop, draining) = (fabric.stop.clone(), fabric.draining.clone());
     let header_timeout = fabric.config.limits.header_timeout;
     let authority = stream.local.to_string();
@@ -41,6 +48,7 @@ pub(crate) fn spawn(fabric: &Arc<Fabric>, stream: Stream, handler: Arc<dyn HttpH
             () = stop.cancelled() => return,
             _ = connection.as_mut() => return,
             () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = ended.cancelled() => connection.as_mut().graceful_shutdown(),
         }
         tokio::select! {
             biased;

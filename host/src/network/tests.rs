@@ -3,6 +3,7 @@
 mod api;
 mod calls;
 mod dns;
+mod memory;
 mod observe;
 mod policy;
 mod rim;

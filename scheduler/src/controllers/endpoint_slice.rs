@@ -4,6 +4,7 @@
 //! slice that needs no change is not written.
 
 mod apply;
+mod hints;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -100,6 +101,7 @@ pub fn plan(observed: &Observed) -> Vec<Action> {
 /// Ports → pod uid → endpoint.
 fn wanted(observed: &Observed) -> BTreeMap<Vec<Port>, BTreeMap<String, Endpoint>> {
     let mut groups: BTreeMap<Vec<Port>, BTreeMap<String, Endpoint>> = BTreeMap::new();
+    let zonal = hints::is_zonal(observed);
     for pod in observed
         .pods
         .iter()
@@ -109,26 +111,30 @@ fn wanted(observed: &Observed) -> BTreeMap<Vec<Port>, BTreeMap<String, Endpoint>
         groups
             .entry(ports)
             .or_default()
-            .insert(pod.metadata.uid.clone(), endpoint(observed, pod));
+            .insert(pod.metadata.uid.clone(), endpoint(observed, pod, zonal));
     }
     groups
 }
 
-fn endpoint(observed: &Observed, pod: &Pod) -> Endpoint {
+fn endpoint(observed: &Observed, pod: &Pod, zonal: bool) -> Endpoint {
     let serving = pod.is_ready();
     let terminating = pod.metadata.is_deleting();
     let anyway = observed.service.spec.publish_not_ready_addresses == Some(true);
+    let ready = anyway || (serving && !terminating);
+    let zone = observed.zones.get(&pod.spec.node_name).cloned();
+    let hints = ready.then(|| hints::of(&observed.service, pod, zone.as_deref(), zonal));
     Endpoint {
         addresses: vec![pod.status.pod_ip.clone()],
         conditions: Some(EndpointConditions {
-            ready: Some(anyway || (serving && !terminating)),
+            ready: Some(ready),
             serving: Some(serving),
             terminating: Some(terminating),
         }),
         hostname: service_ports::hostname(&observed.service, pod),
         node_name: (!pod.spec.node_name.is_empty()).then(|| pod.spec.node_name.clone()),
         target_ref: Some(service_ports::reference(pod)),
-        zone: observed.zones.get(&pod.spec.node_name).cloned(),
+        hints: hints.flatten(),
+        zone,
         ..Endpoint::default()
     }
 }
@@ -211,6 +217,7 @@ fn same(a: &Endpoint, b: &Endpoint) -> bool {
         && a.hostname == b.hostname
         && a.node_name == b.node_name
         && a.zone == b.zone
+        && a.hints == b.hints
         && uid(a) == uid(b)
 }
 

@@ -299,3 +299,37 @@ fn a_load_balancer_class_stays() {
         &["spec.loadBalancerClass: Invalid value: \"a.io/c\": may not change once set"],
     );
 }
+
+#[test]
+fn addresses_and_ports_for_clients_outside_are_checked() {
+    check(
+        "services",
+        "{metadata: {name: s}, spec: {externalIPs: [127.0.0.1, 0.0.0.0, 169.254.1.1, x], loadBalancerSourceRanges: [10.0.0.0/8], ports: [{port: 1, appProtocol: 'a b'}]}}",
+        &[
+            "spec.ports[0].appProtocol: Invalid value: \"a b\": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
+            "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+            "spec.externalIPs[1]: Invalid value: \"0.0.0.0\": may not be unspecified (0.0.0.0 or ::)",
+            "spec.externalIPs[2]: Invalid value: \"169.254.1.1\": may not be in the link-local range (169.254.0.0/16, fe80::/10)",
+            "spec.externalIPs[3]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            "spec.LoadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'",
+        ],
+    );
+    check_update(
+        "services",
+        "{metadata: {name: s}, spec: {type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30001, ports: [{port: 1}]}}",
+        "{metadata: {name: s}, spec: {type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30002, ports: [{port: 1}]}}",
+        &["spec.healthCheckNodePort: Forbidden: field is immutable"],
+    );
+}
+
+#[test]
+fn an_address_without_a_mode_is_the_services_own() {
+    let object = defaulted(
+        "services",
+        "{metadata: {name: s}, spec: {type: LoadBalancer, ports: [{port: 80}]}, status: {loadBalancer: {ingress: [{ip: 192.0.2.1}, {hostname: a.example}]}}}",
+    );
+    assert_eq!(
+        object["status"]["loadBalancer"]["ingress"],
+        json!([{"ip": "192.0.2.1", "ipMode": "VIP"}, {"hostname": "a.example"}])
+    );
+}

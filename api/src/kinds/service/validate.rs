@@ -1,5 +1,7 @@
 //! What is wrong with a Service, in upstream's words. Pure; whether an address is free is `allocate`'s business.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
 use super::{HEADLESS, has_cluster_ip, is_external, is_headless, kind_of, wants_health_port};
@@ -38,7 +40,11 @@ pub(super) const CHECKS: Checks = &[
             }
         }),
     ),
-    ("spec.externalIPs[]", Name(names::ip)),
+    (
+        "spec.ports[].appProtocol",
+        NameOrEmpty(names::qualified_name),
+    ),
+    ("spec.externalIPs[]", Name(external_ip)),
     ("spec.loadBalancerIP", NameOrEmpty(names::ip)),
     ("spec.loadBalancerSourceRanges[]", Name(names::cidr)),
     ("spec.loadBalancerClass", Name(names::qualified_name)),
@@ -54,6 +60,40 @@ pub(super) const CHECKS: Checks = &[
         OneOf(&["PreferClose", "PreferSameNode", "PreferSameZone"]),
     ),
 ];
+
+/// An address that may be somebody's: not one with a meaning of its own.
+fn external_ip(text: &str) -> Vec<String> {
+    let Ok(ip) = text.parse::<IpAddr>() else {
+        return names::ip(text);
+    };
+    let (unspecified, loopback) = (ip.is_unspecified(), ip.is_loopback());
+    let (link_local, local_multicast) = match ip {
+        IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(ip) => (
+            ip.is_unicast_link_local(),
+            ip.segments()[0] & 0xff0f == 0xff02,
+        ),
+    };
+    [
+        (unspecified, "may not be unspecified (0.0.0.0 or ::)"),
+        (
+            loopback,
+            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
+        ),
+        (
+            link_local,
+            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
+        ),
+        (
+            local_multicast,
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
+        ),
+    ]
+    .into_iter()
+    .filter(|(wrong, _)| *wrong)
+    .map(|(_, why)| why.to_owned())
+    .collect()
+}
 
 pub(super) fn validate(
     new: &Object,
@@ -162,6 +202,15 @@ fn validate_policies(new: &Object, causes: &mut Vec<Cause>) {
         ));
     }
     let balancer = kind_of(new) == "LoadBalancer";
+    if !balancer
+        && !new
+            .list_at(&["spec", "loadBalancerSourceRanges"])
+            .is_empty()
+    {
+        let why = "may only be used when `type` is 'LoadBalancer'";
+        // Upstream's spelling of the path.
+        causes.push(Cause::forbidden("spec.LoadBalancerSourceRanges", why));
+    }
     for key in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
         if !balancer && new.at(&["spec", key]).is_some_and(|value| !value.is_null()) {
             let why = "may only be used when `type` is 'LoadBalancer'";
@@ -227,6 +276,17 @@ fn validate_update(new: &Object, old: &Object, causes: &mut Vec<Cause>) {
                 why,
             ));
         }
+    }
+    let health = |service: &Object| {
+        service
+            .i64_at(&["spec", "healthCheckNodePort"])
+            .unwrap_or(0)
+    };
+    if wants_health_port(new) && wants_health_port(old) && health(new) != health(old) {
+        causes.push(Cause::forbidden(
+            "spec.healthCheckNodePort",
+            "field is immutable",
+        ));
     }
     let class = |service: &Object| {
         service

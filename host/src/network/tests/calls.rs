@@ -392,3 +392,35 @@ async fn headless_services_are_called_at_their_pods_ports() {
         "web db:8080 /"
     );
 }
+
+#[tokio::test]
+async fn a_kept_connection_is_told_to_go_elsewhere_when_its_pod_ends() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let network = network();
+    let (server, serving) = web(&network, "web");
+    let client = pod(&network, "client");
+    let stream = client.connect((server.address(), 80).into()).await.unwrap();
+    let mut io = stream.into_io();
+    let mut answers = String::new();
+    io.write_all(b"GET /one HTTP/1.1\r\nHost: shop\r\n\r\n")
+        .await
+        .unwrap();
+    let mut buffer = [0; 1024];
+    while !answers.ends_with("/one") {
+        let read = io.read(&mut buffer).await.unwrap();
+        assert!(read > 0, "{answers}");
+        answers.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+    }
+    assert!(
+        !answers.to_lowercase().contains("connection: close"),
+        "{answers}"
+    );
+    drop(serving);
+    let rest = tokio::time::timeout(std::time::Duration::from_secs(10), io.read(&mut buffer));
+    assert_eq!(
+        rest.await.unwrap().unwrap(),
+        0,
+        "an idle one is closed in order"
+    );
+    assert!(client.connect((server.address(), 80).into()).await.is_err());
+}

@@ -9,7 +9,7 @@ use types::well_known::LABEL_MANAGED_BY_SLICE;
 use super::{Action, MANAGED_BY, Observed, plan};
 use crate::controllers::ownership::simple_selector_matches;
 use crate::controllers::{Shared, caught_up, service_ports};
-use crate::objects::{ENDPOINT_SLICES, Key, Pod, Service};
+use crate::objects::{ENDPOINT_SLICES, Key, Node, Pod, Service};
 use crate::reconcile::{Outcome, Queue};
 use crate::write::{self, Delete, Error, Target, Writer, gone_is_fine};
 
@@ -89,6 +89,22 @@ impl Controller {
                 && let Some(owner) = slice.metadata.controller()
             {
                 waker.add(Key::new(&slice.metadata.namespace, &owner.name));
+            }
+        });
+        // Where a node is, is said of every endpoint on it.
+        let waker = Arc::clone(&queue);
+        let weak = Arc::downgrade(shared);
+        shared.informers.nodes.on_change(move |change| {
+            let zone =
+                |node: Option<&Arc<Node>>| node.and_then(|n| n.metadata.labels.get(ZONE).cloned());
+            if zone(change.old) == zone(change.new) {
+                return;
+            }
+            let Some(shared) = weak.upgrade() else { return };
+            for service in shared.informers.services.all() {
+                if service_ports::selector(&service).is_some() {
+                    waker.add(service.metadata.key());
+                }
             }
         });
         Arc::new(Self {

@@ -324,12 +324,12 @@ fn addresses_and_ports_for_clients_outside_are_checked() {
 
 #[test]
 fn an_address_without_a_mode_is_the_services_own() {
-    let object = defaulted(
-        "services",
-        "{metadata: {name: s}, spec: {type: LoadBalancer, ports: [{port: 80}]}, status: {loadBalancer: {ingress: [{ip: 192.0.2.1}, {hostname: a.example}]}}}",
-    );
+    let mut object = service("s", "{type: LoadBalancer, ports: [{port: 80}]}");
+    let ingress = json!([{"ip": "192.0.2.1"}, {"hostname": "a.example"}]);
+    object.set(&["status", "loadBalancer", "ingress"], ingress);
+    SERVICE.default(&mut object);
     assert_eq!(
-        object["status"]["loadBalancer"]["ingress"],
-        json!([{"ip": "192.0.2.1", "ipMode": "VIP"}, {"hostname": "a.example"}])
+        object.at(&["status", "loadBalancer", "ingress"]),
+        Some(&json!([{"ip": "192.0.2.1", "ipMode": "VIP"}, {"hostname": "a.example"}]))
     );
 }

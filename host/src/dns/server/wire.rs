@@ -242,7 +242,7 @@ pub(crate) mod tests {
     }
 
     fn code(message: &[u8]) -> Option<ResponseCode> {
-        let rejected = read(message, Transport::Datagram).err().expect("rejected");
+        let rejected = read(message, Transport::Datagram).expect_err("rejected");
         rejected.0.map(|(code, _)| code)
     }
 

@@ -144,6 +144,7 @@ fn who_reaches_the_database(spec: Value) -> Vec<&'static str> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn ingress_recipes_mean_what_they_say() {
     let db = json!({"matchLabels": {"app": "db"}});
     let from = |peers: Value| json!({"podSelector": db, "ingress": [{"from": peers}]});

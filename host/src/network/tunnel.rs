@@ -242,11 +242,10 @@ impl Tunnel {
             let Some(change) = change else { return };
             // Half a list would close the tunnels to the other half's nodes.
             let complete = index.is_listed();
-            if index.event(change) || index.is_listed() != complete {
-                if index.is_listed() {
-                    self.update(&index, &nodes);
-                    nodes.prune();
-                }
+            let changed = index.event(change) || !complete;
+            if changed && index.is_listed() {
+                self.update(&index, &nodes);
+                nodes.prune();
             }
         }
     }

@@ -32,8 +32,11 @@ pub(super) struct Incoming {
     /// The node at the other end, from its certificate.
     node: Box<str>,
     /// Held for a few instructions, never over an await.
-    sources: Mutex<HashMap<Ipv4Addr, (Option<HeaderValue>, Arc<Source>)>>,
+    sources: Mutex<HashMap<Ipv4Addr, Believed>>,
 }
+
+/// A source, and the identity it was shown with.
+type Believed = (Option<HeaderValue>, Arc<Source>);
 
 /// A pod of another node, or that node itself: believed, as its Node object gives it the address.
 pub(crate) struct Source {

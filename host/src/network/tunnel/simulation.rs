@@ -69,8 +69,8 @@ impl World {
             }
             1..4 if !self.up => self.up = true,
             4 if self.link => self.link = false,
-            5..9 if !self.link => self.link = true,
-            10 => self.rtt = rng.random_range(1..120),
+            5..=8 if !self.link => self.link = true,
+            11 => self.rtt = rng.random_range(1..120),
             _ => return,
         }
         self.changes += 1;

@@ -72,9 +72,16 @@ fn client(name: &str, node: &str, args: &str, env: &str) -> String {
 }
 
 fn logs_with(cluster: &Cluster, pod: &str, wanted: &str) -> String {
+    let mut before = String::new();
     wait_for(&format!("{wanted:?} in the logs of {pod}"), || {
         let output = cluster.lab.try_kubectl(&["logs", pod]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let said = format!("{text}{errors}");
+        if said != before {
+            println!("logs of {pod}: {said}");
+            before = said;
+        }
         text.contains(wanted).then_some(text)
     })
 }

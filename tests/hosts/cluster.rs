@@ -65,9 +65,9 @@ impl Cluster {
                 &listen,
                 "--store",
                 &store,
-                // A lost node is noticed sooner than after the usual 40 s.
+                // A lost node is noticed sooner than after the usual 40 s; nodes say every 10 s that they are there.
                 "--node-monitor-grace-period",
-                "6s",
+                "16s",
             ],
         );
         let lab = &self.lab;

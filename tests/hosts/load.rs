@@ -146,9 +146,9 @@ impl Report {
         );
     }
 
-    /// When the last request failed, after `since`.
+    /// How long after `since` the last of the requests that failed was sent.
     pub(crate) fn last_failure_after(&self, since: Duration) -> Option<Duration> {
-        let last = self.failures().map(|s| s.sent + s.took).max()?;
-        last.checked_sub(since)
+        let last = self.failures().map(|s| s.sent).max()?;
+        Some(last.saturating_sub(since))
     }
 }

@@ -123,12 +123,7 @@ fn three_hosts_are_one_network() {
     // A stream, by the Service's name and by the headless one; the peer is another host's pod.
     for (name, target) in [("by-service", "lines:7"), ("by-pod", "lines-headless:7000")] {
         // The first line back is the server's name, the second what was said first.
-        lab.apply(&client(
-            name,
-            "h1",
-            &format!("'{target}', hello, last"),
-            "",
-        ));
+        lab.apply(&client(name, "h1", &format!("'{target}', hello, last"), ""));
         let said = logs_with(&cluster, name, "hello");
         assert!(
             said.contains("lines"),

@@ -144,10 +144,11 @@ impl Servers {
     /// The present connection, or a new one; never the one with the number `broken`.
     async fn connection(&self, broken: Option<u64>) -> Result<Connection, Error> {
         let mut live = self.0.live.lock().await;
-        if let Some(connection) = &live.connection {
-            if connection.is_open() && Some(connection.number) != broken {
-                return Ok(connection.clone());
-            }
+        if let Some(connection) = &live.connection
+            && connection.is_open()
+            && Some(connection.number) != broken
+        {
+            return Ok(connection.clone());
         }
         if let Some((at, why)) = &live.refused
             && at.elapsed() < PAUSE

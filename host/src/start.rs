@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Service, Taint};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client};
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -172,60 +173,21 @@ impl Config {
 /// tells when the Node is registered. Call inside a tokio runtime.
 pub async fn start(config: Config) -> Result<Handle, Error> {
     raise_descriptor_limit();
-    let unusable = |path: &std::path::Path, source| Error::DataDir {
-        path: path.to_owned(),
-        source,
-    };
-    let directory = |name: &str| config.data_dir.join(name);
-    for path in [config.data_dir.clone(), directory("pods")] {
-        make_directory(&path).map_err(|source| unusable(&path, source))?;
-    }
-    let tls = Arc::new(config.tls.server_config(&[b"h2", b"http/1.1"])?);
-    let listener = TcpListener::bind(config.endpoint)
-        .await
-        .and_then(|listener| {
-            let address = listener.local_addr()?;
-            Ok((listener, address))
-        });
-    let (listener, endpoint) = listener.map_err(|source| Error::Listen {
-        address: config.endpoint,
-        source,
-    })?;
-    let images =
-        Images::open(&directory("images"), &config.mirrors, &config.bundled).map_err(|error| {
-            match error {
-                OpenError::Directory { directory, source } => unusable(&directory, source),
-                OpenError::Mirror(error) => Error::Images(error.to_string()),
-            }
-        })?;
-    let (logs, log_thread) =
-        Logs::start(directory("logs")).map_err(|source| unusable(&directory("logs"), source))?;
-    let runtime = Runtime::new(runtime::Config {
-        max_pods: config.max_pods as usize,
-        cache_dir: directory("compiled"),
-    })
-    .map_err(Error::Runtime)?;
-    let machine = node::machine::describe(&config.data_dir);
-    let identity = Identity {
-        name: config.node_name.clone(),
-        address: config.address.unwrap_or(endpoint.ip()).to_string(),
-        port: endpoint.port(),
-        pod_cidr: config.pod_cidr.map(|cidr| cidr.to_string()),
-        max_pods: config.max_pods,
-        labels: config.labels.clone(),
-        taints: config.taints.clone(),
-        machine,
-    };
+    let Opened {
+        tls,
+        listener,
+        endpoint,
+        images,
+        logs,
+        log_thread,
+        runtime,
+    } = open(&config).await?;
+    let identity = identity(&config, endpoint);
     let (stop_pods, stop) = (CancellationToken::new(), CancellationToken::new());
     let (pod_tasks, tasks) = (TaskTracker::new(), TaskTracker::new());
     let annotations = Annotations::default();
     let (registered, registered_seen) = watch::channel(false);
-    let complete = config.pod_cidr.is_some() && config.serving.is_none();
-    let (stage, stage_seen) = watch::channel(if complete {
-        Stage::Running
-    } else {
-        Stage::Starting
-    });
+    let (stage, stage_seen) = watch::channel(first_stage(&config));
     let (told, told_seen) = watch::channel(None);
     let keeper = Keeper {
         client: config.client.clone(),
@@ -254,23 +216,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     let (recorder, writer) = events::channel(config.client.clone(), config.node_name.clone());
     tasks.spawn(writer.run(stop.clone()));
     let known = Known::default();
-    let (endpoint_door, linked) = mpsc::channel(LINKED);
-    if let Some(links) = &config.links {
-        let (tunnel_door, mut tunnelled) = mpsc::channel(LINKED);
-        let doors = link::Doors {
-            endpoint: endpoint_door,
-            tunnel: tunnel_door,
-        };
-        let kept = Arc::clone(links).keep(doors);
-        tasks.spawn(stop.clone().run_until_cancelled_owned(kept));
-        let network = Arc::clone(&network);
-        let accept = async move {
-            while let Some(io) = tunnelled.recv().await {
-                network.accept_tunnel(io, "a link");
-            }
-        };
-        tasks.spawn(stop.clone().run_until_cancelled_owned(accept));
-    }
+    let linked = keep_links(&config, &network, &tasks, &stop);
     tasks.spawn(serve::run(
         listener,
         tls,
@@ -283,7 +229,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         node_name: config.node_name.clone(),
         host_ip: identity.address.clone(),
         allocatable: node::allocatable(&identity.machine, config.max_pods),
-        pods_directory: directory("pods"),
+        pods_directory: config.data_dir.join("pods"),
         runtime,
         network: Arc::clone(&network),
         images,
@@ -322,6 +268,111 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         tasks,
         _logs: log_thread,
     })
+}
+
+/// What does not depend on the cluster.
+struct Opened {
+    tls: Arc<ServerConfig>,
+    listener: TcpListener,
+    endpoint: SocketAddr,
+    images: Images,
+    logs: Logs,
+    log_thread: WriterThread,
+    runtime: Runtime,
+}
+
+async fn open(config: &Config) -> Result<Opened, Error> {
+    let unusable = |path: &std::path::Path, source| Error::DataDir {
+        path: path.to_owned(),
+        source,
+    };
+    let directory = |name: &str| config.data_dir.join(name);
+    for path in [config.data_dir.clone(), directory("pods")] {
+        make_directory(&path).map_err(|source| unusable(&path, source))?;
+    }
+    let tls = Arc::new(config.tls.server_config(&[b"h2", b"http/1.1"])?);
+    let listener = TcpListener::bind(config.endpoint)
+        .await
+        .and_then(|listener| {
+            let address = listener.local_addr()?;
+            Ok((listener, address))
+        });
+    let (listener, endpoint) = listener.map_err(|source| Error::Listen {
+        address: config.endpoint,
+        source,
+    })?;
+    let images =
+        Images::open(&directory("images"), &config.mirrors, &config.bundled).map_err(|error| {
+            match error {
+                OpenError::Directory { directory, source } => unusable(&directory, source),
+                OpenError::Mirror(error) => Error::Images(error.to_string()),
+            }
+        })?;
+    let (logs, log_thread) =
+        Logs::start(directory("logs")).map_err(|source| unusable(&directory("logs"), source))?;
+    let runtime = Runtime::new(runtime::Config {
+        max_pods: config.max_pods as usize,
+        cache_dir: directory("compiled"),
+    })
+    .map_err(Error::Runtime)?;
+    Ok(Opened {
+        tls,
+        listener,
+        endpoint,
+        images,
+        logs,
+        log_thread,
+        runtime,
+    })
+}
+
+/// A node that lacks nothing is ready at once.
+fn first_stage(config: &Config) -> Stage {
+    if config.pod_cidr.is_some() && config.serving.is_none() {
+        Stage::Running
+    } else {
+        Stage::Starting
+    }
+}
+
+fn identity(config: &Config, endpoint: SocketAddr) -> Identity {
+    Identity {
+        name: config.node_name.clone(),
+        address: config.address.unwrap_or(endpoint.ip()).to_string(),
+        port: endpoint.port(),
+        pod_cidr: config.pod_cidr.map(|cidr| cidr.to_string()),
+        max_pods: config.max_pods,
+        labels: config.labels.clone(),
+        taints: config.taints.clone(),
+        machine: node::machine::describe(&config.data_dir),
+    }
+}
+
+/// Links to the API servers, if the node is to have them; returns the streams for its endpoint.
+fn keep_links(
+    config: &Config,
+    network: &Arc<Network>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> mpsc::Receiver<Box<dyn network::Io>> {
+    let (endpoint_door, linked) = mpsc::channel(LINKED);
+    if let Some(links) = &config.links {
+        let (tunnel_door, mut tunnelled) = mpsc::channel(LINKED);
+        let doors = link::Doors {
+            endpoint: endpoint_door,
+            tunnel: tunnel_door,
+        };
+        let kept = Arc::clone(links).keep(doors);
+        tasks.spawn(stop.clone().run_until_cancelled_owned(kept));
+        let network = Arc::clone(network);
+        let accept = async move {
+            while let Some(io) = tunnelled.recv().await {
+                network.accept_tunnel(io, "a link");
+            }
+        };
+        tasks.spawn(stop.clone().run_until_cancelled_owned(accept));
+    }
+    linked
 }
 
 fn network(

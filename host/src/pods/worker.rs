@@ -29,7 +29,7 @@ use super::sandbox::Directories;
 use super::start::{Started, container, log_directory};
 use super::status::{self, Facts};
 use super::tell::{At, Teller};
-use super::{objects, publish, refusal, sandbox};
+use super::{objects, publish, refusal};
 use crate::images::{self, Image, Origin};
 use crate::network::{PodNetwork, Serving};
 use crate::runtime::{Component, Running};
@@ -578,19 +578,6 @@ impl Worker {
             };
             say(&self.teller, &at);
         }
-    }
-
-    fn schedule_upkeep(&mut self) {
-        let mounted = super::volumes::mounted(&self.pod);
-        let mut live = mounted
-            .iter()
-            .filter(|volume| super::volumes::is_live(volume))
-            .peekable();
-        let limited = !sandbox::size_limits(&self.pod).is_empty();
-        let quiet = live.peek().map(|_| QUIET_UPKEEP);
-        let busy = limited || live.any(|volume| !super::volumes::tokens::is_quiet(volume));
-        let after = if busy { Some(UPKEEP) } else { quiet };
-        self.upkeep_at = after.map(|after| now().saturating_add(after).unwrap_or(Timestamp::MAX));
     }
 }
 

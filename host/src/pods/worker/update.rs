@@ -6,12 +6,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
-use super::Worker;
+use super::{QUIET_UPKEEP, UPKEEP, Worker};
 use crate::pods::context::now;
 use crate::pods::events::Severity;
 use crate::pods::lifecycle::{self, Deletion, Event, Failure};
 use crate::pods::start::container;
-use crate::pods::{publish, status};
+use crate::pods::{publish, sandbox, status, volumes};
 
 /// How long the pod still has, when it is being deleted.
 pub(super) fn deletion_grace(pod: &Pod, now: Timestamp) -> Option<Duration> {
@@ -116,6 +116,19 @@ impl Worker {
             conditions.push(theirs);
             self.dirty.get_or_insert_with(now);
         }
+    }
+
+    pub(super) fn schedule_upkeep(&mut self) {
+        let mounted = volumes::mounted(&self.pod);
+        let mut live = mounted
+            .iter()
+            .filter(|volume| volumes::is_live(volume))
+            .peekable();
+        let limited = !sandbox::size_limits(&self.pod).is_empty();
+        let quiet = live.peek().map(|_| QUIET_UPKEEP);
+        let busy = limited || live.any(|volume| !volumes::tokens::is_quiet(volume));
+        let after = if busy { Some(UPKEEP) } else { quiet };
+        self.upkeep_at = after.map(|after| now().saturating_add(after).unwrap_or(Timestamp::MAX));
     }
 
     /// Conditions of others (readiness gates) may decide whether the pod is ready.

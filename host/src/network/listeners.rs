@@ -198,10 +198,8 @@ async fn reconcile(
         open.retain(|_, open| open.listening.problem.is_none());
     }
     for (id, wanted) in wanted {
-        if !open.contains_key(&id) {
-            let opened = self::open(fabric, &id, &wanted);
-            open.insert(id, opened);
-        }
+        open.entry(id)
+            .or_insert_with_key(|id| self::open(fabric, id, &wanted));
     }
 }
 

@@ -59,11 +59,11 @@ fn on(pods: &[(String, String)], node: &str) -> usize {
 /// Nothing of this may cost a request: it is announced before it happens.
 #[test]
 fn rolls_and_drains_lose_no_request() {
-    let Some(cluster) = Cluster::start() else {
+    let Some(mut cluster) = Cluster::start() else {
         return;
     };
-    let lab = &cluster.lab;
     web(&cluster);
+    let lab = &cluster.lab;
     let everywhere: Vec<_> = NODES.iter().map(|(_, n)| address(*n, 30080)).collect();
 
     let load = Load::start(lab, &everywhere);
@@ -77,6 +77,17 @@ fn rolls_and_drains_lose_no_request() {
     load.stop().assert_none_failed("a drain");
     assert_eq!(on(&pods, "h3"), 0, "{pods:?}");
     lab.kubectl(&["uncordon", "h3"]);
+
+    // A node that is told to stop hands its pods over; nobody waits until it counts as lost.
+    let load = Load::start(lab, &[address(12, 30080), address(13, 30080)]);
+    assert_eq!(cluster.lab.terminate("h1"), Some(0), "it ends well");
+    let pods = wait_for("replacements of the pods that ended", || {
+        let pods = cluster.pods("app=web");
+        (pods.len() == 6 && on(&pods, "h1") == 0).then_some(pods)
+    });
+    load.stop()
+        .assert_none_failed("a node that was told to stop");
+    assert_eq!(on(&pods, "h1"), 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -96,7 +96,7 @@ impl Load {
 }
 
 fn run(
-    namespace: &PathBuf,
+    namespace: &Path,
     targets: &[SocketAddr],
     client: usize,
     begun: Instant,

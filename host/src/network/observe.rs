@@ -165,7 +165,7 @@ impl Observer {
     }
 }
 
-fn host<'a>(request: &'a Request<Body>) -> &'a str {
+fn host(request: &Request<Body>) -> &str {
     let header = request.headers().get(header::HOST);
     header
         .and_then(|host| host.to_str().ok())

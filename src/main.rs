@@ -40,9 +40,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Role {
     /// Run a whole cluster in this process, apply manifests to it, and stop it with Ctrl-C.
-    Up(up::Args),
+    Up(Box<up::Args>),
     /// Run the control plane: the API, the scheduler and the controllers. Nodes join it with `coracle node`.
-    Server(server::Args),
+    Server(Box<server::Args>),
     /// Join this machine to a cluster, as a node that runs pods.
     Node(Box<node::Args>),
     /// Make, list and delete the tokens with which machines join.
@@ -87,8 +87,8 @@ fn main() -> ExitCode {
         }
     };
     let code = match cli.role {
-        Role::Up(args) => runtime.block_on(Box::pin(up::run(args))),
-        Role::Server(args) => runtime.block_on(Box::pin(server::run(args))),
+        Role::Up(args) => runtime.block_on(Box::pin(up::run(*args))),
+        Role::Server(args) => runtime.block_on(Box::pin(server::run(*args))),
         Role::Node(args) => runtime.block_on(Box::pin(node::run(*args))),
         Role::Token(args) => runtime.block_on(Box::pin(token::run(args))),
     };

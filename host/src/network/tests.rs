@@ -25,7 +25,7 @@ use super::{
 };
 
 /// An HTTP guest: a function.
-pub(super) struct Guest<F>(pub(super) F);
+pub(crate) struct Guest<F>(pub(crate) F);
 
 impl<F, R> HttpHandler for Guest<F>
 where
@@ -40,11 +40,11 @@ where
     }
 }
 
-pub(super) fn network() -> Network {
+pub(crate) fn network() -> Network {
     Network::new(Config::default()).unwrap()
 }
 
-pub(super) fn pod(network: &Network, name: &str) -> Arc<PodNetwork> {
+pub(crate) fn pod(network: &Network, name: &str) -> Arc<PodNetwork> {
     let identity = PodIdentity {
         namespace: "shop".to_owned(),
         name: name.to_owned(),
@@ -54,7 +54,7 @@ pub(super) fn pod(network: &Network, name: &str) -> Arc<PodNetwork> {
 }
 
 /// A pod that answers every request with its name, what it was asked and whom for.
-pub(super) fn web(network: &Network, name: &str) -> (Arc<PodNetwork>, Serving) {
+pub(crate) fn web(network: &Network, name: &str) -> (Arc<PodNetwork>, Serving) {
     let pod = pod(network, name);
     let name = name.to_owned();
     let guest = Guest(move |request: Request<Body>| {
@@ -74,7 +74,7 @@ pub(super) fn web(network: &Network, name: &str) -> (Arc<PodNetwork>, Serving) {
 }
 
 /// Puts a Service of namespace `shop` into the table, as the index would.
-pub(super) fn publish(
+pub(crate) fn publish(
     network: &Network,
     name: &str,
     spec: Value,
@@ -87,7 +87,7 @@ pub(super) fn publish(
 }
 
 /// As [`publish`], for any namespace and any addresses.
-pub(super) fn behind(
+pub(crate) fn behind(
     network: &Network,
     (namespace, name): (&str, &str),
     spec: Value,
@@ -106,7 +106,7 @@ pub(super) fn behind(
 }
 
 /// As [`behind`], with an EndpointSlice that may say more.
-pub(super) fn sliced(
+pub(crate) fn sliced(
     network: &Network,
     (namespace, name): (&str, &str),
     spec: Value,
@@ -135,26 +135,26 @@ pub(super) fn sliced(
 }
 
 /// The Service `hello`, 10.96.0.7:80 → 8080.
-pub(super) fn hello(network: &Network, pods: &[&PodNetwork]) {
+pub(crate) fn hello(network: &Network, pods: &[&PodNetwork]) {
     let spec = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
     publish(network, "hello", spec, json!([{"port": 8080}]), pods);
 }
 
-pub(super) fn get(uri: &str) -> Request<Body> {
+pub(crate) fn get(uri: &str) -> Request<Body> {
     Request::get(uri).body(serve::empty()).unwrap()
 }
 
-pub(super) fn post(uri: &str, body: &'static str) -> Request<Body> {
+pub(crate) fn post(uri: &str, body: &'static str) -> Request<Body> {
     Request::post(uri)
         .body(serve::full(Bytes::from(body)))
         .unwrap()
 }
 
-pub(super) async fn text(response: Response<Body>) -> String {
+pub(crate) async fn text(response: Response<Body>) -> String {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(body.to_vec()).unwrap()
 }
 
-pub(super) async fn ask(from: &PodNetwork, uri: &str) -> Result<String, HttpError> {
+pub(crate) async fn ask(from: &PodNetwork, uri: &str) -> Result<String, HttpError> {
     Ok(text(from.http(get(uri)).await?).await)
 }

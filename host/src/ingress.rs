@@ -111,7 +111,15 @@ pub fn start(
         config,
         gate: gate.clone(),
     });
-    gate.spawn(follow::run(client.clone(), sender));
+    let (draining, follow) = (gate.draining().clone(), follow::run(client.clone(), sender));
+    gate.spawn(async move {
+        tokio::select! {
+            biased;
+            // What is in flight is finished by the last table.
+            () = draining.cancelled() => {}
+            () = follow => {}
+        }
+    });
     gate.spawn(listeners::run(Arc::clone(&shared), Some(client)));
     Ok(Ingress { shared })
 }

@@ -110,15 +110,26 @@ async fn connection(
         closing,
         shared,
     };
+    // Who has not asked for anything yet is not waited for.
+    let closing = connection.closing.clone();
     let Some(acceptor) = entry.tls else {
-        let first = tokio::time::timeout(limits.header, is_http2(&socket));
-        if let Ok(Some(http2)) = first.await {
+        let first = tokio::select! {
+            biased;
+            () = closing.cancelled() => return,
+            first = tokio::time::timeout(limits.header, is_http2(&socket)) => first,
+        };
+        if let Ok(Some(http2)) = first {
             serve(connection, Stalled::new(socket, limits.send), http2).await;
         }
         return;
     };
     let handshake = acceptor.accept(Stalled::new(socket, limits.send));
-    match tokio::time::timeout(limits.header, handshake).await {
+    let handshake = tokio::select! {
+        biased;
+        () = closing.cancelled() => return,
+        handshake = tokio::time::timeout(limits.header, handshake) => handshake,
+    };
+    match handshake {
         Ok(Ok(stream)) => {
             let session = stream.get_ref().1;
             let http2 = session.alpn_protocol() == Some(b"h2");
@@ -175,7 +186,6 @@ where
     } else {
         let mut builder = http1::Builder::new();
         builder
-            .pipeline_flush(true)
             .timer(TokioTimer::new())
             .max_buf_size(limits.header_bytes.max(8 << 10))
             .max_headers(limits.headers)

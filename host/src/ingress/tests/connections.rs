@@ -233,6 +233,45 @@ async fn an_upgrade_that_is_not_wanted_is_an_ordinary_answer() {
 }
 
 #[tokio::test]
+async fn a_node_that_stops_waits_for_requests_and_not_for_idle_clients() {
+    let mut rig = Rig::new();
+    let pod = guests::pod(&rig.network, "web");
+    let (entered, mut inside) = tokio::sync::mpsc::channel(1);
+    let (go, gone) = watch::channel(false);
+    let guest = guests::Guest(move |_| {
+        let (entered, mut gone) = (entered.clone(), gone.clone());
+        async move {
+            entered.send(()).await.unwrap();
+            gone.wait_for(|gone| *gone).await.unwrap();
+            Ok(http::Response::new(crate::network::full_body("late")))
+        }
+    });
+    let _serving = pod
+        .serve_http(crate::network::Ports::All, Arc::new(guest))
+        .unwrap();
+    rig.service("web", &[&pod]);
+    rig.ingress("a.test", "web", json!({}));
+    let at = rig.http().await;
+    let idle = TcpStream::connect(at).await.unwrap();
+    let asking = tokio::spawn(async move { curl(at, &get("a.test", "/")).await });
+    inside.recv().await.unwrap();
+    let stopping = async {
+        // Far longer than the deadline of this test.
+        let stopped = rig.network.shutdown(Duration::from_secs(60));
+        tokio::time::timeout(DEADLINE, stopped).await.unwrap();
+    };
+    let release = async {
+        while TcpStream::connect(at).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        go.send_replace(true);
+    };
+    tokio::join!(stopping, release);
+    assert!(asking.await.unwrap().ends_with("late"));
+    drop(idle);
+}
+
+#[tokio::test]
 async fn ports_are_open_only_while_something_is_served_and_taken_ones_replaced() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = taken.local_addr().unwrap().port();

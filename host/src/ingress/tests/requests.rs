@@ -25,6 +25,19 @@ fn mirror(rig: &Rig) -> (Arc<PodNetwork>, Serving) {
     (pod, serving)
 }
 
+/// A pod that answers with the body it got, and fails when that is not whole.
+fn echo(rig: &Rig) -> (Arc<PodNetwork>, Serving) {
+    let pod = guests::pod(&rig.network, "echo");
+    let guest = Guest(|request: Request<Body>| async move {
+        match request.into_body().collect().await {
+            Ok(body) => Ok(Response::new(full_body(body.to_bytes()))),
+            Err(error) => Err(HttpError::Guest(error.to_string())),
+        }
+    });
+    let serving = pod.serve_http(Ports::All, Arc::new(guest)).unwrap();
+    (pod, serving)
+}
+
 #[tokio::test]
 async fn requests_go_by_host_and_path_and_failures_have_codes() {
     let mut rig = Rig::new();
@@ -150,17 +163,7 @@ async fn annotations_rewrite_redirect_and_guard() {
 #[tokio::test]
 async fn large_bodies_and_heads_are_refused() {
     let mut rig = Rig::new();
-    let pod = guests::pod(&rig.network, "web");
-    let guest = Guest(|request: Request<Body>| async move {
-        match request.into_body().collect().await {
-            Ok(body) => {
-                let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-                Ok(Response::new(full_body(text)))
-            }
-            Err(error) => Err(HttpError::Guest(error.to_string())),
-        }
-    });
-    let _serving = pod.serve_http(Ports::All, Arc::new(guest)).unwrap();
+    let (pod, _serving) = echo(&rig);
     rig.service("web", &[&pod]);
     rig.ingress("small.test", "web", json!({"proxy-body-size": "10"}));
     let at = rig.http().await;
@@ -223,7 +226,7 @@ async fn slow_clients_are_cut_off() {
         limits.send = Duration::from_millis(100);
         limits.idle = Duration::from_millis(100);
     });
-    let (pod, _serving) = guests::web(&rig.network, "web");
+    let (pod, _serving) = echo(&rig);
     rig.service("web", &[&pod]);
     rig.ingress("web.test", "web", json!({}));
     let at = rig.http().await;

@@ -47,6 +47,11 @@ async fn serve(
     upgrade: Option<upgrade::Wanted>,
 ) -> Served {
     let shared = &connection.shared;
+    let head = head_bytes(&request);
+    if head > shared.config.limits.header_bytes {
+        let text = format!("the request's head has {head} bytes");
+        return refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text);
+    }
     let host = host(&request)?;
     let target = target(&request)?;
     let name = filters::name_of(host.to_str().unwrap_or_default())
@@ -130,6 +135,18 @@ fn refuse<T>(code: StatusCode, text: impl Into<String>) -> Result<T, Refusal> {
 
 fn too_large(limit: u64) -> String {
     format!("the request's body is larger than {limit} bytes")
+}
+
+/// hyper reads a little more than it is told to, if that completes a head.
+fn head_bytes(request: &Request<Body>) -> usize {
+    let target = request
+        .uri()
+        .path_and_query()
+        .map_or(0, |p| p.as_str().len());
+    let headers = request.headers().iter();
+    headers.fold(target, |sum, (name, value)| {
+        sum + name.as_str().len() + value.len() + ": \r\n".len()
+    })
 }
 
 /// Whom the client asks: the authority of the request line, or its one Host header.

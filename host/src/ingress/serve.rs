@@ -188,6 +188,7 @@ where
         builder
             .timer(TokioTimer::new())
             .max_buf_size(limits.header_bytes.max(8 << 10))
+            .max_header_size(limits.header_bytes)
             .max_headers(limits.headers)
             .header_read_timeout(limits.header);
         let served = builder.serve_connection(io, service).with_upgrades();

@@ -185,7 +185,7 @@ async fn large_bodies_and_heads_are_refused() {
     socket.write_all(b"12345").await.unwrap();
     assert!(rest(&mut socket).await.ends_with("12345"));
     let long = format!(
-        "GET / HTTP/1.1\r\nHost: small.test\r\nX: {}\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: small.test\r\nConnection: close\r\nX: {}\r\n\r\n",
         "x".repeat(100 << 10)
     );
     assert_eq!(status(&curl(at, &long).await), "431");

@@ -1,7 +1,7 @@
 //! The pod network between hosts: streams, datagrams, HTTP, names, and who is let in.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use crate::cluster::{Cluster, NODES, address};
@@ -163,6 +163,59 @@ fn three_hosts_are_one_network() {
         assert_eq!(body, "Hello World!\n");
     }
     strangers_get_nothing(&cluster);
+    natives_resolve(&cluster);
+    the_graph_knows_who_calls_whom(&cluster);
+}
+
+/// Programs beside the pods ask the node's DNS server.
+fn natives_resolve(cluster: &Cluster) {
+    let vip = cluster
+        .lab
+        .kubectl(&["get", "svc", "web", "-o", "jsonpath={.spec.clusterIP}"]);
+    for (node, _) in NODES {
+        let found = cluster.lab.inside(node, || {
+            wait_for(&format!("an answer of {node}'s DNS"), || {
+                lookup("web.default.svc.cluster.local")
+            })
+        });
+        assert_eq!(found.to_string(), vip);
+    }
+}
+
+/// The first address of a name, asked of this host's DNS server (RFC 1035, one question).
+fn lookup(name: &str) -> Option<Ipv4Addr> {
+    let mut query = vec![0x12, 0x34, 0x01, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(u8::try_from(label.len()).expect("a label"));
+        query.extend(label.as_bytes());
+    }
+    query.extend([0, 0, 1, 0, 1]);
+    let socket = UdpSocket::bind("127.0.0.1:0").ok()?;
+    socket
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .expect("set");
+    socket.send_to(&query, "127.0.0.1:10053").ok()?;
+    let mut answer = [0; 512];
+    let (length, _) = socket.recv_from(&mut answer).ok()?;
+    // The question, then one record whose data are its last four bytes.
+    assert_eq!(answer[3] & 0x0f, 0, "no error");
+    assert_eq!(answer[7], 1, "one address");
+    let rest = &answer[query.len()..length];
+    let address: [u8; 4] = rest.get(12..16)?.try_into().ok()?;
+    Some(address.into())
+}
+
+fn the_graph_knows_who_calls_whom(cluster: &Cluster) {
+    let graph = cluster.lab.kubectl(&["get", "--raw", "/coracle/v1/graph"]);
+    let graph: serde_json::Value = serde_json::from_str(&graph).expect("JSON");
+    assert_eq!(graph["nodes"].as_array().map(Vec::len), Some(3), "{graph}");
+    let edges = graph["edges"].as_array().expect("edges");
+    let edge = edges.iter().find(|edge| {
+        edge["source"]["workload"] == "by-service" && edge["destination"]["workload"] == "lines"
+    });
+    let edge = edge.unwrap_or_else(|| panic!("no edge from by-service to lines in {graph}"));
+    assert_eq!(edge["security"], "mutual_tls");
+    assert!(edge["sentBytes"].as_u64() > Some(0), "{edge}");
 }
 
 /// The tunnel's port answers nobody without a node's certificate.

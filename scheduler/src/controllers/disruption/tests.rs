@@ -1,3 +1,5 @@
+//! What a budget allows, against pods in every state: tables, and properties over random pods.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

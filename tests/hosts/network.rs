@@ -160,7 +160,7 @@ fn three_hosts_are_one_network() {
                 load::get(address(number, 30080), "/").ok()
             })
         });
-        assert_eq!(body, "Hello World!\n");
+        assert!(body.contains("Hello World!\n"), "{body}");
     }
     strangers_get_nothing(&cluster);
     natives_resolve(&cluster);

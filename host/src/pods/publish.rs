@@ -38,10 +38,11 @@ pub(super) fn is_own(condition: &str) -> bool {
     OWN.contains(&condition)
 }
 
-/// The part of a status that others write: their conditions.
+/// The part of a status that others write: their conditions, and `Ready`, which is taken away from the pods of a node
+/// that nothing is heard of.
 pub(super) fn of_others(status: PodStatus) -> PodStatus {
     let mut conditions = status.conditions.unwrap_or_default();
-    conditions.retain(|condition| !is_own(&condition.type_));
+    conditions.retain(|condition| !is_own(&condition.type_) || condition.type_ == "Ready");
     PodStatus {
         conditions: (!conditions.is_empty()).then_some(conditions),
         ..PodStatus::default()

@@ -15,7 +15,7 @@ use ipnet::Ipv4Net;
 use types::well_known::TUNNEL_PORT;
 
 use crate::progress::Progress;
-use crate::signals::interrupted;
+use crate::signals::{cut_off, interrupted, uninterrupted};
 use crate::up::bundled;
 use crate::{data_dir, duration};
 
@@ -97,12 +97,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         None => data_dir::default_path()?,
     };
     let data_dir = data_dir::make(&data_dir)?.join("node");
-    let started = tokio::select! {
-        biased;
-        () = interrupted() => return Ok(ExitCode::from(130)),
-        started = start(&args, token, &data_dir, mirrors, &progress) => started?,
+    let starting = Box::pin(start(&args, token, &data_dir, mirrors, &progress));
+    let Some(started) = uninterrupted(starting).await else {
+        return Ok(cut_off());
     };
-    let (joined, host) = started;
+    let (joined, host) = started?;
     progress.say("running; Ctrl-C or SIGTERM ends the pods and stops");
     interrupted().await;
     progress.say("shutting down; Ctrl-C again stops at once");
@@ -110,10 +109,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         host.leave().await;
         joined.shutdown().await;
     };
-    tokio::select! {
-        biased;
-        () = interrupted() => return Ok(ExitCode::from(130)),
-        () = stopping => {}
+    if uninterrupted(stopping).await.is_none() {
+        return Ok(cut_off());
     }
     progress.say("stopped");
     Ok(ExitCode::SUCCESS)
@@ -149,16 +146,9 @@ async fn start(
     tunnel.listen = (!args.relay).then_some(SocketAddr::new(args.address, args.tunnel_port));
     tunnel.relay = Some(Arc::clone(&links) as _);
     let config = host::Config {
-        service_address: args.host.service_address,
-        mirrors,
         bundled: bundled::guests(),
-        max_pods: args.host.max_pods,
-        pod_cidr: args.host.pod_cidr,
-        cluster_cidr: args.host.cluster_cidr,
-        service_cidr: args.service_cidr,
-        dns: args.host.dns.config(args.service_cidr),
-        observe: args.host.observe(),
-        ingress: args.host.ingress.config(args.host.service_address),
+        // The cluster gives it one.
+        pod_cidr: None,
         endpoint: SocketAddr::new(args.address, args.port),
         address: Some(joined.address),
         labels: args.node_labels.0.clone(),
@@ -169,7 +159,7 @@ async fn start(
         shutdown_grace: args.shutdown_grace_period,
         ..host::Config::new(name, data_dir.to_owned(), joined.client(), tls)
     };
-    let host = host::start(config)
+    let host = host::start(args.host.apply(config, mirrors, args.service_cidr))
         .await
         .context("could not start the node")?;
     host.ready().await;

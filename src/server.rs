@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::progress::{self, Progress};
-use crate::signals::interrupted;
+use crate::signals::{cut_off, interrupted, uninterrupted};
 use crate::{clients, data_dir};
 
 #[derive(clap::Args)]
@@ -26,11 +26,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         None => data_dir::default_path()?,
     };
     let data_dir = data_dir::make(&data_dir)?;
-    let api = tokio::select! {
-        biased;
-        () = interrupted() => return Ok(ExitCode::from(130)),
-        api = api::start(args.api.into_config(data_dir)) => api?,
+    let starting = api::start(args.api.into_config(data_dir));
+    let Some(api) = uninterrupted(starting).await else {
+        return Ok(cut_off());
     };
+    let api = api?;
     progress.say(&format!(
         "Kubernetes API at {}, listening on {}",
         api.url(),
@@ -48,10 +48,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         scheduler.shutdown().await;
         api.shutdown().await;
     };
-    tokio::select! {
-        biased;
-        () = interrupted() => return Ok(ExitCode::from(130)),
-        () = stopping => {}
+    if uninterrupted(stopping).await.is_none() {
+        return Ok(cut_off());
     }
     progress.say("stopped");
     Ok(ExitCode::SUCCESS)

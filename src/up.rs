@@ -24,7 +24,7 @@ use types::well_known::GROUP_NODES;
 
 use crate::clients::{self, client};
 use crate::progress::Progress;
-use crate::signals::interrupted;
+use crate::signals::{cut_off, uninterrupted};
 use crate::{data_dir, duration};
 
 /// How long a drain may take before what is left is cut off.
@@ -65,24 +65,19 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
     let data_dir = data_dir::make(&data_dir)?;
     let mirrors = args.host.mirrors(&bundled::mirrors())?;
 
-    let cluster = tokio::select! {
-        biased;
-        () = interrupted() => return Ok(ExitCode::from(130)),
-        cluster = Cluster::start(&args, &data_dir, mirrors, &progress) => cluster?,
+    let starting = Box::pin(Cluster::start(&args, &data_dir, mirrors, &progress));
+    let Some(cluster) = uninterrupted(starting).await else {
+        return Ok(cut_off());
     };
-    let code = tokio::select! {
-        biased;
-        () = interrupted() => ExitCode::SUCCESS,
-        code = watch::serve(&cluster, &args, &manifests, &progress) => code?,
-    };
+    let cluster = cluster?;
+    let serving = watch::serve(&cluster, &args, &manifests, &progress);
+    let code = uninterrupted(serving).await.transpose()?;
     progress.say("stopping; Ctrl-C again stops at once");
-    tokio::select! {
-        biased;
-        () = interrupted() => return Ok(ExitCode::from(130)),
-        () = cluster.stop() => {}
+    if uninterrupted(cluster.stop()).await.is_none() {
+        return Ok(cut_off());
     }
     progress.say("stopped");
-    Ok(code)
+    Ok(code.unwrap_or(ExitCode::SUCCESS))
 }
 
 /// The running parts, in the order they were started.
@@ -149,21 +144,11 @@ impl Cluster {
             key_pem: identity.key_pem.into(),
         })
         .context("could not use the node's certificate")?;
-        let defaults = host::Config::new(name, data_dir.join("node"), client(api, user), tls);
         let config = host::Config {
-            service_address: args.host.service_address,
-            mirrors,
             bundled: bundled::guests(),
-            max_pods: args.host.max_pods,
-            pod_cidr: args.host.pod_cidr.or(defaults.pod_cidr),
-            cluster_cidr: args.host.cluster_cidr,
-            service_cidr: args.api.service_cidr,
-            dns: args.host.dns.config(args.api.service_cidr),
-            observe: args.host.observe(),
-            ingress: args.host.ingress.config(args.host.service_address),
-            ..defaults
+            ..host::Config::new(name, data_dir.join("node"), client(api, user), tls)
         };
-        host::start(config)
+        host::start(args.host.apply(config, mirrors, args.api.service_cidr))
             .await
             .context("could not start the node")
     }

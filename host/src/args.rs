@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use crate::dns::args::DnsArgs;
 use crate::ingress;
 use crate::network::observe;
+use crate::start::Config;
 
 /// `coracle up` and `coracle node` take these.
 #[derive(clap::Args, Clone, Debug)]
@@ -110,8 +111,29 @@ impl FromStr for MirrorFlag {
 }
 
 impl Args {
+    /// `config` with what the flags say; a podCIDR it has already stays unless a flag names another.
+    pub fn apply(
+        &self,
+        config: Config,
+        mirrors: Vec<(String, String)>,
+        service_cidr: Ipv4Net,
+    ) -> Config {
+        Config {
+            service_address: self.service_address,
+            mirrors,
+            max_pods: self.max_pods,
+            pod_cidr: self.pod_cidr.or(config.pod_cidr),
+            cluster_cidr: self.cluster_cidr,
+            service_cidr,
+            dns: self.dns.config(service_cidr),
+            observe: self.observe(),
+            ingress: self.ingress.config(self.service_address),
+            ..config
+        }
+    }
+
     /// What is told of requests, beside metrics.
-    pub fn observe(&self) -> observe::Config {
+    fn observe(&self) -> observe::Config {
         observe::Config {
             otlp_endpoint: self.otlp_endpoint.clone(),
             trace_ratio: self.trace_ratio,

@@ -7,6 +7,7 @@
 //! Everything a node keeps lies below its data directory: `pods/<uid>/volumes`, `logs`, `images`, `compiled`.
 
 mod args;
+mod bind;
 mod dns;
 mod images;
 pub mod ingress;

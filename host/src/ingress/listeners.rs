@@ -2,14 +2,12 @@
 //! they are. A port that is taken or not permitted is replaced by a free one, the same as last time where possible.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
-use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -20,9 +18,8 @@ use types::well_known::ANNOTATION_INGRESS;
 
 use super::serve::{Entry, accept};
 use super::{Shared, certificates};
+use crate::bind::{bind, listen};
 
-/// Connections the kernel keeps before we accept them.
-const BACKLOG: u32 = 1024;
 const LOOK_BACK: Duration = Duration::from_secs(5);
 
 struct Open {
@@ -103,7 +100,7 @@ fn open(shared: &Arc<Shared>, port: u16, tls: bool, previous: Option<u16>) -> Op
         .then(|| certificates::server_config(shared, port))
         .transpose();
     let bound = match acceptor {
-        Ok(acceptor) => bind(wanted, previous).map(|bound| (bound, acceptor)),
+        Ok(acceptor) => bind(wanted, previous, true, listen).map(|bound| (bound, acceptor)),
         Err(error) => Err(error.to_string()),
     };
     let (address, problem) = match bound {
@@ -147,41 +144,6 @@ fn tell(shared: &Shared, open: &BTreeMap<u16, Open>) {
     let said = (!report.listeners.is_empty()).then(|| report.to_string());
     let annotations = &shared.gate.config().annotations;
     annotations.set(ANNOTATION_INGRESS, said);
-}
-
-/// The wanted port; else the one of last time; else any.
-fn bind(
-    wanted: SocketAddr,
-    previous: Option<u16>,
-) -> Result<(TcpListener, Option<String>), String> {
-    let error = match listen(wanted) {
-        Ok(listener) => return Ok((listener, None)),
-        Err(error) => error,
-    };
-    let (ip, port) = (wanted.ip(), wanted.port());
-    let why = match error.kind() {
-        io::ErrorKind::AddrInUse => format!("port {port} is taken on {ip}"),
-        io::ErrorKind::PermissionDenied => format!("port {port} is not permitted on {ip}"),
-        _ => return Err(format!("cannot listen on {wanted}: {error}")),
-    };
-    let again = previous.and_then(|port| listen(SocketAddr::new(ip, port)).ok());
-    match again.map_or_else(|| listen(SocketAddr::new(ip, 0)), Ok) {
-        Ok(listener) => Ok((listener, Some(why))),
-        Err(error) => Err(format!("{why}, and no free port was found: {error}")),
-    }
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    // Only past connections of ours in TIME_WAIT may be bound over; two listeners still exclude each other.
-    socket.set_reuseaddr(true)?;
-    socket.set_nodelay(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 /// An address clients can use: for "all addresses", the one this machine would talk to others from.

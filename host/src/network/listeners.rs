@@ -15,7 +15,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -25,9 +24,8 @@ use types::well_known::ANNOTATION_LISTENERS;
 use self::wanted::{Id, Place, Wanted};
 use super::table::{Protocol, Table};
 use super::vnet::Fabric;
+use crate::bind::{bind, listen};
 
-/// Connections the kernel keeps before we accept them.
-const BACKLOG: u32 = 1024;
 /// Addresses come and go (keepalived and its like), and so do programs that have a port: how often we look again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -206,8 +204,10 @@ async fn reconcile(
 fn open(fabric: &Arc<Fabric>, id: &Id, wanted: &Wanted) -> Open {
     let closing = fabric.draining.child_token();
     let target = || accept::Target::new(fabric, id);
+    let at = SocketAddr::new(id.ip, wanted.port);
+    let (previous, replaceable) = (wanted.previous, wanted.replaceable);
     let (address, problem) = match id.protocol {
-        Protocol::Tcp => match bind(id.ip, wanted, listen) {
+        Protocol::Tcp => match bind(at, previous, replaceable, listen) {
             Ok((listener, problem)) => {
                 let address = listener.local_addr().ok();
                 let serves = match id.origin {
@@ -220,7 +220,7 @@ fn open(fabric: &Arc<Fabric>, id: &Id, wanted: &Wanted) -> Open {
             }
             Err(problem) => (None, Some(problem)),
         },
-        Protocol::Udp => match bind(id.ip, wanted, udp) {
+        Protocol::Udp => match bind(at, previous, replaceable, udp) {
             Ok((socket, problem)) => {
                 let address = socket.local_addr().ok();
                 let run = accept::udp(Arc::clone(fabric), socket, target(), closing.clone());
@@ -253,53 +253,6 @@ fn open(fabric: &Arc<Fabric>, id: &Id, wanted: &Wanted) -> Open {
         },
         closing,
     }
-}
-
-/// The wanted port; else the one of last time; else any.
-fn bind<T>(
-    ip: IpAddr,
-    wanted: &Wanted,
-    open: impl Fn(SocketAddr) -> io::Result<T>,
-) -> Result<(T, Option<String>), String> {
-    let error = match open(SocketAddr::new(ip, wanted.port)) {
-        Ok(socket) => return Ok((socket, None)),
-        Err(error) => error,
-    };
-    let port = wanted.port;
-    let why = match error.kind() {
-        io::ErrorKind::AddrInUse => format!("port {port} is taken on {ip}"),
-        io::ErrorKind::PermissionDenied => format!("port {port} is not permitted on {ip}"),
-        _ => {
-            return Err(format!(
-                "cannot listen on {}: {error}",
-                SocketAddr::new(ip, port)
-            ));
-        }
-    };
-    if !wanted.replaceable {
-        return Err(why);
-    }
-    let previous = wanted.previous.map(|port| SocketAddr::new(ip, port));
-    let socket = previous
-        .and_then(|address| open(address).ok())
-        .map_or_else(|| open(SocketAddr::new(ip, 0)), Ok);
-    match socket {
-        Ok(socket) => Ok((socket, Some(why))),
-        Err(error) => Err(format!("{why}, and no free port was found: {error}")),
-    }
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    // Only past connections of ours in TIME_WAIT may be bound over; two listeners still exclude each other.
-    socket.set_reuseaddr(true)?;
-    socket.set_nodelay(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 fn udp(address: SocketAddr) -> io::Result<tokio::net::UdpSocket> {

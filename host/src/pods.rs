@@ -19,6 +19,7 @@ pub(crate) mod context;
 mod downward;
 mod environment;
 pub(crate) mod events;
+pub(crate) mod exec;
 mod hooks;
 pub(crate) mod known;
 mod lifecycle;

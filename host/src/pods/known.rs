@@ -116,19 +116,11 @@ impl Known {
         container: &str,
         previous: bool,
     ) -> Result<LogFile, Error> {
-        let record = self
-            .lock()
-            .get(&(namespace.to_owned(), pod.to_owned()))
-            .cloned();
-        let record = record.ok_or_else(|| Error::NoPod {
+        let record = self.find(namespace, pod).ok_or_else(|| Error::NoPod {
             namespace: namespace.to_owned(),
             name: pod.to_owned(),
         })?;
-        let found = record
-            .lock()
-            .iter()
-            .find(|known| known.name == container)
-            .cloned();
+        let found = record.container(container);
         let found = found.ok_or_else(|| Error::NoContainer {
             container: container.to_owned(),
             pod: pod.to_owned(),
@@ -163,6 +155,12 @@ impl Known {
         }
     }
 
+    pub(crate) fn find(&self, namespace: &str, pod: &str) -> Option<Arc<Record>> {
+        self.lock()
+            .get(&(namespace.to_owned(), pod.to_owned()))
+            .cloned()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Records> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -195,6 +193,10 @@ impl Record {
         if let Some(container) = self.lock().get_mut(index) {
             change(container);
         }
+    }
+
+    pub(crate) fn container(&self, name: &str) -> Option<Container> {
+        self.lock().iter().find(|known| known.name == name).cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Container>> {

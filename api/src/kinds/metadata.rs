@@ -5,7 +5,8 @@
 use serde_json::Value;
 
 use super::path::Path;
-use super::rules::{IMMUTABLE, NOT_NEGATIVE};
+use super::quantities::NOT_NEGATIVE;
+use super::rules::IMMUTABLE;
 use super::strategy::NameRule;
 use super::{Kind, label_selector, names};
 use crate::object::Object;

@@ -5,8 +5,10 @@ use types::quantity::Quantity;
 
 use super::names;
 use super::path::Path;
-use super::rules::NOT_NEGATIVE;
 use crate::status::Cause;
+
+/// Of amounts and counts; upstream's words.
+pub const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 
 /// The amount a JSON value says, text or number.
 pub fn parse(value: &Value) -> Option<Quantity> {

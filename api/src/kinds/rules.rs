@@ -5,6 +5,7 @@
 use serde_json::{Map, Value};
 
 use super::path::{self, Path};
+use super::quantities::NOT_NEGATIVE;
 use super::strategy::{Door, Lookup, NameRule, ScalePaths, Strategy};
 use super::{label_selector, names, quantities};
 use crate::object::Object;
@@ -12,7 +13,6 @@ use crate::status::{Cause, Error};
 use crate::store::Operation;
 
 pub const IMMUTABLE: &str = "field is immutable";
-pub const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 pub const NOT_POSITIVE: &str = "must be greater than zero";
 
 /// A default's value.

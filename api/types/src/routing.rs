@@ -7,9 +7,11 @@ pub mod report;
 pub mod table;
 
 mod gateway;
+mod grants;
 mod ingress;
 mod listener;
 mod route;
+mod status;
 
 #[cfg(test)]
 mod tests;
@@ -19,10 +21,10 @@ use std::sync::Arc;
 
 use crate::well_known::INGRESS_CONTROLLER;
 
-pub use self::gateway::{
+use self::gateway_api::{Gateway, GatewayClass, HttpRoute, Ingress, IngressClass, ReferenceGrant};
+pub use self::status::{
     ClassStatus, Fact, GatewayStatus, ListenerStatus, ParentStatus, RouteStatus,
 };
-use self::gateway_api::{Gateway, GatewayClass, HttpRoute, Ingress, IngressClass, ReferenceGrant};
 use self::table::{Door, PortRef, Table};
 
 /// The ports of Ingresses.

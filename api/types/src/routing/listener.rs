@@ -1,12 +1,11 @@
 //! One Gateway's listeners: which are valid, which conflict, what they show as certificates, which door each opens.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-
-use super::gateway::{Fact, ListenerStatus, is_granted, more_specific};
 use super::gateway_api::{Gateway, Listener, RouteGroupKind};
+use super::grants::is_granted;
+use super::status::{Fact, GatewayStatus, ListenerStatus};
 use super::table::HostPattern;
 use super::{Doors, Key, World};
 use crate::well_known::GATEWAY_GROUP;
@@ -26,6 +25,55 @@ pub(super) struct Bound<'a> {
     /// None of its certificates can be used.
     unusable: bool,
     kinds: Vec<RouteGroupKind>,
+}
+
+/// A Gateway of ours with its listeners.
+pub(super) struct Ours<'a> {
+    pub(super) gateway: &'a Arc<Gateway>,
+    pub(super) listeners: Vec<Bound<'a>>,
+}
+
+// === impl Ours ===
+
+impl Ours<'_> {
+    pub(super) fn status(self) -> GatewayStatus {
+        let good = self.listeners.iter().filter(|l| l.is_good()).count();
+        let all = good == self.listeners.len();
+        let mut accepted = match (good, all) {
+            (_, true) => Fact::new("Accepted", true, "Accepted", String::new()),
+            (0, false) => {
+                let message = "no listener is valid".to_owned();
+                Fact::new("Accepted", false, "ListenersNotValid", message)
+            }
+            (_, false) => {
+                let message = "some listeners are not valid".to_owned();
+                Fact::new("Accepted", true, "ListenersNotValid", message)
+            }
+        };
+        let addresses = &self.gateway.spec.addresses;
+        let odd = addresses.iter().find(|address| {
+            let kind = address.type_.as_deref().unwrap_or("IPAddress");
+            kind != "IPAddress"
+        });
+        if let Some(odd) = odd {
+            let kind = odd.type_.as_deref().unwrap_or_default();
+            let message = format!("addresses of type {kind:?} are not supported");
+            accepted = Fact::new("Accepted", false, "UnsupportedAddress", message);
+        }
+        let programmed = if accepted.status {
+            Fact::new("Programmed", true, "Programmed", String::new())
+        } else {
+            Fact::new("Programmed", false, "Invalid", accepted.message.clone())
+        };
+        let wanted = addresses.iter().filter_map(|address| address.value.clone());
+        GatewayStatus {
+            key: self.gateway.metadata.key(),
+            generation: self.gateway.metadata.generation,
+            wanted: wanted.collect(),
+            conditions: vec![accepted, programmed],
+            listeners: self.listeners.into_iter().map(Bound::status).collect(),
+        }
+    }
 }
 
 // === impl Bound ===
@@ -135,6 +183,12 @@ pub(super) fn bind<'a>(
     bound
 }
 
+/// Hosts of `all` that are within `host`: others of the same Gateway that are more specific.
+fn more_specific(host: &HostPattern, all: &[HostPattern]) -> Vec<HostPattern> {
+    let within = all.iter().filter(|other| other.is_within(host));
+    within.cloned().collect()
+}
+
 fn accepted(spec: &Listener) -> Fact {
     let no = |reason, message: String| Fact::new("Accepted", false, reason, message);
     if !matches!(spec.protocol.as_str(), "HTTP" | "HTTPS") {
@@ -238,26 +292,4 @@ fn certificates(
         good.push(key);
     }
     Ok(good)
-}
-
-pub(super) fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    let exact = selector.match_labels.iter().flatten();
-    let mut expressions = selector.match_expressions.iter().flatten();
-    exact
-        .into_iter()
-        .all(|(key, value)| labels.get(key) == Some(value))
-        && expressions.all(|expression| {
-            let value = labels.get(&expression.key);
-            let listed = || {
-                let values = expression.values.as_deref().unwrap_or_default();
-                value.is_some_and(|value| values.contains(value))
-            };
-            match expression.operator.as_str() {
-                "In" => listed(),
-                "NotIn" => !listed(),
-                "Exists" => value.is_some(),
-                "DoesNotExist" => value.is_none(),
-                _ => false,
-            }
-        })
 }

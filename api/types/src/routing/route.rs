@@ -7,11 +7,13 @@ use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use regex::Regex;
 
-use super::gateway::{Fact, Ours, ParentStatus, RouteStatus, allows, is_granted};
 use super::gateway_api::{
     HeaderModifier, HttpHeader, HttpRoute, HttpRouteFilter, HttpRouteMatch, HttpRouteRule,
     NamedMatch, ObjectReference, ParentReference, PathModifier, RequestRedirect,
 };
+use super::grants::{allows, is_granted};
+use super::listener::Ours;
+use super::status::{Fact, ParentStatus, RouteStatus};
 use super::table::{
     Action, Backend, Filter, HeaderChange, HostPattern, PathChange, PathRule, Policy, PortRef,
     Redirect, Route, Target, TextRule,

@@ -78,7 +78,9 @@ pub(super) async fn write_status(
     status: &NodeStatus,
 ) -> Result<Node, kube::Error> {
     let api: Api<Node> = Api::all(client.clone());
-    let patch = serde_json::json!({"status": status});
+    let mut patch = serde_json::json!({"status": status});
+    // An absent list would stay as it was.
+    patch["status"]["images"] = serde_json::json!(status.images);
     api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))
         .await
 }

@@ -22,6 +22,10 @@ async fn an_http_pod_becomes_ready_and_goes_when_deleted() {
         assert_eq!(condition(&pod, type_), "True", "{type_}");
     }
     let status = pod.status.as_ref().expect("a status");
+    for condition in status.conditions.iter().flatten() {
+        let said = (&condition.reason, &condition.message);
+        assert_eq!(said, (&None, &None), "of before: {condition:?}");
+    }
     assert!(
         status
             .pod_ip

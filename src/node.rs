@@ -96,7 +96,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         Some(dir) => dir.clone(),
         None => data_dir::default_path()?,
     };
-    let data_dir = data_dir::make(&data_dir)?.join("node");
+    let (data_dir, _claim) = data_dir::claim_node(&data_dir::make(&data_dir)?)?;
     let starting = Box::pin(start(&args, token, &data_dir, mirrors, &progress));
     let Some(started) = uninterrupted(starting).await else {
         return Ok(cut_off());

@@ -23,6 +23,7 @@ use kube::api::Api;
 use types::well_known::GROUP_NODES;
 
 use crate::clients::{self, client};
+use crate::data_dir::Claim;
 use crate::progress::Progress;
 use crate::signals::{cut_off, uninterrupted};
 use crate::{data_dir, duration};
@@ -88,6 +89,8 @@ struct Cluster {
     /// The administrator, in process.
     client: kube::Client,
     kubeconfig: PathBuf,
+    /// Held until the node has stopped.
+    _claim: Claim,
 }
 
 // === impl Cluster ===
@@ -114,7 +117,8 @@ impl Cluster {
                 ..scheduler::Args::default()
             },
         ));
-        let host = Self::start_host(args, data_dir, mirrors, &api).await?;
+        let (node_dir, claim) = data_dir::claim_node(data_dir)?;
+        let host = Self::start_host(args, node_dir, mirrors, &api).await?;
         wait_until_ready(&client, host.node_name()).await?;
         progress.say(&format!("node {} is ready", host.node_name()));
         Ok(Self {
@@ -123,12 +127,13 @@ impl Cluster {
             host,
             client,
             kubeconfig,
+            _claim: claim,
         })
     }
 
     async fn start_host(
         args: &Args,
-        data_dir: &Path,
+        node_dir: PathBuf,
         mirrors: Vec<(String, String)>,
         api: &api::Handle,
     ) -> Result<host::Handle> {
@@ -146,7 +151,7 @@ impl Cluster {
         .context("could not use the node's certificate")?;
         let config = host::Config {
             bundled: bundled::guests(),
-            ..host::Config::new(name, data_dir.join("node"), client(api, user), tls)
+            ..host::Config::new(name, node_dir, client(api, user), tls)
         };
         host::start(args.host.apply(config, mirrors, args.api.service_cidr))
             .await

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rand::seq::SliceRandom;
 
 use crate::network::table::{Kind, Service};
+use crate::network::vnet::Fabric;
 use crate::network::{DnsPolicy, PodNetwork, ResolveError, Resolved, SocketError};
 
 use self::zone::{Answer, Zone};
@@ -107,6 +108,40 @@ pub(crate) fn find(pod: &PodNetwork, name: &str) -> Found {
             Ok(found) => return found,
             Err(target) => name = target,
         }
+    }
+    Found::Nothing
+}
+
+/// Where a full name leads, for the node itself. Follows ExternalNames; asks nobody.
+pub(crate) fn lead(fabric: &Fabric, name: &str) -> Found {
+    let table = Arc::clone(&fabric.services.borrow());
+    let namespaces = Arc::clone(&fabric.namespaces.borrow());
+    let zone = Zone {
+        table: &table,
+        namespaces: &namespaces,
+        domain: &fabric.config.cluster_domain,
+    };
+    let mut name = name.trim_end_matches('.').to_ascii_lowercase();
+    for _ in 0..ALIASES {
+        // An address is no name to lead to.
+        if name.is_empty() || name.len() > LONGEST || name.parse::<IpAddr>().is_ok() {
+            break;
+        }
+        return match zone.answer(&name) {
+            Answer::Service(service) => match &service.kind {
+                Kind::ExternalName(target) => {
+                    name = target.trim_end_matches('.').to_ascii_lowercase();
+                    continue;
+                }
+                _ => Found::Service(Arc::clone(service)),
+            },
+            Answer::Hosts(_, hosts) => {
+                Found::Addresses(hosts.iter().map(|host| host.address).collect())
+            }
+            Answer::Pod(ip) => Found::Addresses(vec![ip]),
+            Answer::NotOurs => Found::Outside(vec![name]),
+            _ => Found::Nothing,
+        };
     }
     Found::Nothing
 }

@@ -39,7 +39,7 @@ pub(crate) mod table;
 mod traffic;
 mod tunnel;
 mod udp;
-mod vnet;
+pub(crate) mod vnet;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -16,7 +16,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::well_known::INGRESS_CONTROLLER;
@@ -53,6 +53,8 @@ pub struct World {
     pub secrets: HashMap<Key, Secret>,
     /// Ports by name and number. `None`: not known here, and every reference is taken to be good.
     pub services: Option<HashMap<Key, Vec<(String, u16)>>>,
+    /// Those of them that are names of something outside: every number is a port there.
+    pub external_names: HashSet<Key>,
 }
 
 /// Can it be used for TLS?
@@ -148,7 +150,8 @@ impl World {
             PortRef::Name(wanted) => name == wanted,
             PortRef::Number(wanted) => number == wanted,
         });
-        (!found).then(|| format!("Service {key} has no port {port}"))
+        let outside = matches!(port, PortRef::Number(_)) && self.external_names.contains(key);
+        (!found && !outside).then(|| format!("Service {key} has no port {port}"))
     }
 }
 

@@ -198,6 +198,7 @@ impl Index {
             secrets: HashMap::new(),
             // Looked up for each request instead.
             services: None,
+            external_names: HashSet::new(),
         }
     }
 }

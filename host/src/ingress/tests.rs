@@ -42,7 +42,10 @@ impl Rig {
     }
 
     fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let network = guests::network();
+        Self::on(guests::network(), change)
+    }
+
+    fn on(network: Network, change: impl FnOnce(&mut Config)) -> Self {
         let (live, seen) = watch::channel(Arc::new(Live {
             table: Table::default(),
             certificates: HashMap::new(),

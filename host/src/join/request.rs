@@ -142,7 +142,7 @@ async fn wait(
             }
             Err(_) => tracing::warn!(
                 csr = name,
-                "Waiting for this certificate request to be approved and signed: is the control plane running? By hand: kubectl certificate approve {name}"
+                "Waiting for this certificate request to be approved and signed: is the control plane running, or is a node of this name still alive? By hand: kubectl certificate approve {name}"
             ),
         }
     }

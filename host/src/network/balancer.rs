@@ -146,6 +146,9 @@ impl Endpoint {
     }
 
     fn is_usable(&self, tried: &Tried, now: Millis) -> bool {
+        if let Some(node) = &self.node {
+            self.load.node_returned(node.returns());
+        }
         !tried.contains(self.address) && self.is_reachable() && !self.load.is_ejected(now)
     }
 }
@@ -344,6 +347,24 @@ mod tests {
         assert_eq!(shares_left[1], 0, "rather one that refused lately");
         nodes[1].set_reachable(true);
         assert_eq!(shares(&all, 1)[1], 1_000);
+    }
+
+    #[test]
+    fn what_a_node_refused_before_it_came_back_is_forgotten() {
+        let (all, nodes) = remote(2);
+        for _ in 0..6 {
+            all[1].load.refused(0);
+        }
+        assert_eq!(shares(&all, 4_000)[1], 0, "for seconds");
+        nodes[1].set_reachable(false);
+        nodes[1].set_reachable(true);
+        // It is the less busy one, so that it would be taken.
+        let busy: Vec<_> = (0..10).map(|_| all[0].load.begin()).collect();
+        assert_eq!(shares(&all, 4_000)[1], 1_000, "at once");
+        drop(busy);
+        all[1].load.refused(4_000);
+        assert_eq!(shares(&all, 4_499)[1], 0, "and begins anew");
+        assert!(shares(&all, 4_500)[1] > 0);
     }
 
     #[test]

@@ -1,19 +1,23 @@
 //! The way in for who serves the outside on real sockets and is no Service's listener: Ingress and Gateway. Lends the
-//! network's calls, bounds and shutdown; never decides what is served.
+//! network's calls, bounds and shutdown; never decides what is served. A Service that is a name of something outside leads
+//! there as the node resolves it, and as far as pods get.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{Request, Response};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use types::routing::Key as RouteKey;
 use types::routing::table::PortRef;
 
-use super::http::Call;
-use super::table::{Port, Protocol};
-use super::vnet::Fabric;
+use super::balancer::ATTEMPTS;
+use super::http::{Call, readdress};
+use super::table::{Kind, Port, Protocol, Service};
+use super::vnet::{Caller, Fabric};
 use super::{Body, Config, HttpError, Network, SocketError, Stream};
+use crate::dns::{self, Found, zone};
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -22,7 +26,11 @@ pub(crate) struct Gate {
 }
 
 /// A port of a Service, as the table has it at this moment.
-pub(crate) struct Target(Arc<Port>);
+pub(crate) enum Target {
+    Endpoints(Arc<Port>),
+    /// Of an ExternalName: a name and a port there.
+    Name(String, u16),
+}
 
 impl Network {
     pub(crate) fn gate(&self) -> Gate {
@@ -43,6 +51,9 @@ impl Gate {
     pub(crate) fn target(&self, key: &RouteKey, port: &PortRef) -> Option<Target> {
         let table = self.fabric.services.borrow();
         let service = table.get(&key.namespace, &key.name)?;
+        if let Kind::ExternalName(name) = &service.kind {
+            return Some(Target::Name(name.clone(), port_outside(service, port)?));
+        }
         let found = match port {
             PortRef::Number(number) => service.port(*number, Protocol::Tcp),
             PortRef::Name(name) => service
@@ -50,7 +61,7 @@ impl Gate {
                 .iter()
                 .find(|port| port.name == *name && port.protocol == Protocol::Tcp),
         };
-        found.map(|port| Target(Arc::clone(port)))
+        found.map(|port| Target::Endpoints(Arc::clone(port)))
     }
 
     /// Sends a request of the client at `from` to an endpoint. Cancel by dropping.
@@ -64,7 +75,34 @@ impl Gate {
             fabric: &self.fabric,
             caller: self.fabric.rim_from(from),
         };
-        call.balanced(&target.0, request).await
+        match target {
+            Target::Endpoints(port) => call.balanced(port, request).await,
+            Target::Name(name, port) => self.call_named(&call, name, *port, request).await,
+        }
+    }
+
+    async fn call_named(
+        &self,
+        call: &Call<'_>,
+        name: &str,
+        port: u16,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, HttpError> {
+        match dns::lead(&self.fabric, name) {
+            Found::Service(service) => call.service(&service, port, request).await,
+            Found::Addresses(ips) => {
+                let ip = ips.first().copied();
+                let ip = ip.ok_or_else(|| HttpError::NotFound(name.to_owned()))?;
+                let to = SocketAddr::new(ip, port);
+                call.address(to, false, name, request).await
+            }
+            Found::Outside(names) => {
+                let name = names.first().map_or(name, String::as_str);
+                readdress(&mut request, name, Some(port))?;
+                call.outside(request).await
+            }
+            Found::Nothing => Err(HttpError::NotFound(name.to_owned())),
+        }
     }
 
     /// A connection of the client at `from` to an endpoint, for what is no request and answer.
@@ -75,7 +113,36 @@ impl Gate {
         seen: SocketAddr,
     ) -> Result<Stream, SocketError> {
         let caller = self.fabric.rim_from(from);
-        self.fabric.connect_service(&caller, &target.0, seen).await
+        match target {
+            Target::Endpoints(port) => self.fabric.connect_service(&caller, port, seen).await,
+            Target::Name(name, port) => self.connect_named(&caller, name, *port).await,
+        }
+    }
+
+    async fn connect_named(
+        &self,
+        caller: &Caller<'_>,
+        name: &str,
+        port: u16,
+    ) -> Result<Stream, SocketError> {
+        let ips = match dns::lead(&self.fabric, name) {
+            Found::Service(service) => zone::addresses(&service),
+            Found::Addresses(ips) => ips,
+            Found::Outside(names) => {
+                let name = names.first().map_or(name, String::as_str);
+                let found = self.fabric.upstream.lookup(name).await;
+                found.map_err(|_| SocketError::Unreachable)?
+            }
+            Found::Nothing => return Err(SocketError::Unreachable),
+        };
+        let mut last = SocketError::Unreachable;
+        for ip in ips.into_iter().take(ATTEMPTS) {
+            match self.fabric.connect(caller, SocketAddr::new(ip, port)).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     /// One more connection from outside, if there may be one.
@@ -100,5 +167,29 @@ impl Gate {
     /// Cancelled when nothing new is to be accepted.
     pub(crate) fn draining(&self) -> &CancellationToken {
         &self.fabric.draining
+    }
+}
+
+/// The port at what an ExternalName names: as the Service says, or as the route does when the Service says nothing of that
+/// number.
+fn port_outside(service: &Service, wanted: &PortRef) -> Option<u16> {
+    let spec = service.object.spec.as_ref();
+    let mut listed = spec
+        .and_then(|spec| spec.ports.as_ref())
+        .into_iter()
+        .flatten();
+    let found = listed.find(|port| match wanted {
+        PortRef::Number(number) => port.port == i32::from(*number),
+        PortRef::Name(name) => port.name.as_ref() == Some(name),
+    });
+    match (found, wanted) {
+        (Some(port), _) => match &port.target_port {
+            Some(IntOrString::Int(target)) => u16::try_from(*target).ok(),
+            // There are no containers to ask.
+            Some(IntOrString::String(_)) => None,
+            None => u16::try_from(port.port).ok(),
+        },
+        (None, PortRef::Number(number)) => Some(*number),
+        (None, PortRef::Name(_)) => None,
     }
 }

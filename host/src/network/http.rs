@@ -11,7 +11,7 @@ use http::uri::Scheme;
 use http::{Request, Response};
 use rand::RngExt;
 
-use super::balancer::{Endpoint, InFlight, Tried};
+use super::balancer::{ATTEMPTS, Endpoint, InFlight, Tried};
 use super::bodies::{Flow, Guard, counted, guarded};
 use super::client::{self, literal};
 use super::observe::{self, Observed};
@@ -79,7 +79,8 @@ pub(crate) async fn send(
     };
     match found {
         Found::Service(service) if tls => {
-            let address = service_address(&service, port).ok_or_else(|| no_port(&service, port))?;
+            let address =
+                service_address(fabric, &service, port).ok_or_else(|| no_port(&service, port))?;
             call.tls(address, host, request).await
         }
         Found::Service(service) => call.service(&service, port, request).await,
@@ -119,7 +120,7 @@ pub(crate) struct Call<'a> {
 // === impl Call ===
 
 impl Call<'_> {
-    async fn service(
+    pub(crate) async fn service(
         &self,
         service: &Service,
         port: u16,
@@ -131,10 +132,37 @@ impl Call<'_> {
                 .ok_or_else(|| no_port(service, port))?;
             return self.balanced(port, request).await;
         }
-        // DNS leads straight to the pods: the port is the pods', not one of the Service.
-        let ip = pick_host(service).ok_or_else(|| no_endpoint(service))?;
-        self.endpoint(SocketAddr::new(ip, port), request, None)
-            .await
+        self.headless(service, port, request).await
+    }
+
+    /// DNS leads straight to the pods: the port is the pods', not one of the Service. One that nobody answers at is followed
+    /// by another, as a client would try the next address.
+    async fn headless(
+        &self,
+        service: &Service,
+        port: u16,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, HttpError> {
+        // Who has a choice does not wait for a node that is slow to answer.
+        let patient = service.hosts.len() == 1;
+        let mut reason = None;
+        for ip in hosts(self.fabric, service).take(ATTEMPTS) {
+            let address = SocketAddr::new(ip, port);
+            match self.endpoint(address, request, None, patient).await {
+                Err(HttpError::Returned {
+                    reason: why,
+                    request: back,
+                }) => {
+                    request = back.into_inner();
+                    reason = Some(why);
+                }
+                other => return other,
+            }
+        }
+        match reason {
+            Some(reason) => Err(returned(reason, request)),
+            None => Err(no_endpoint(service)),
+        }
     }
 
     /// To an endpoint of a Service's port; one that does not take the request is followed by another. When none did,
@@ -181,7 +209,10 @@ impl Call<'_> {
                 return Err(returned(reason, request));
             };
             let load = endpoint.load.begin();
-            match self.endpoint(endpoint.address, request, Some(load)).await {
+            match self
+                .endpoint(endpoint.address, request, Some(load), false)
+                .await
+            {
                 Ok(response) => {
                     if response.status().is_server_error() {
                         port.endpoints.failed(&endpoint, self.fabric.now());
@@ -235,7 +266,7 @@ impl Call<'_> {
                 None => Err(client::from_socket(address, SocketError::Unreachable)),
             },
             Route::Pod(pod) => self.pod(&pod, address, request, None).await,
-            Route::Node(_) => self.endpoint(address, request, None).await,
+            Route::Node(_) => self.endpoint(address, request, None, true).await,
             Route::Service(port) => self.balanced(&port, request).await,
         }
     }
@@ -263,18 +294,20 @@ impl Call<'_> {
         }
     }
 
+    /// `patient`: there is no other, so one that is slow to answer is waited for.
     async fn endpoint(
         &self,
         address: SocketAddr,
         request: Request<Body>,
         load: Option<InFlight>,
+        patient: bool,
     ) -> Result<Response<Body>, HttpError> {
         if let IpAddr::V4(ip) = address.ip() {
             if let Some(pod) = self.fabric.pod(ip) {
                 return self.pod(&pod, address, request, load).await;
             }
             if let Some(peer) = self.fabric.peer(ip) {
-                return self.remote(&peer, address, request, load).await;
+                return self.remote(&peer, address, request, load, patient).await;
             }
             if self.fabric.config.cluster_cidr.contains(&ip) {
                 // No longer anywhere.
@@ -372,9 +405,8 @@ impl Call<'_> {
         address: SocketAddr,
         request: Request<Body>,
         load: Option<InFlight>,
+        patient: bool,
     ) -> Result<Response<Body>, HttpError> {
-        // Who has a choice does not wait for a node that is slow to answer.
-        let patient = load.is_none();
         let flow = self.admit(None, address).await?;
         // The node that answers counts it.
         let answer =
@@ -403,7 +435,11 @@ impl Call<'_> {
         Ok(response)
     }
 
-    async fn outside(&self, mut request: Request<Body>) -> Result<Response<Body>, HttpError> {
+    /// To the authority of the request's URI.
+    pub(crate) async fn outside(
+        &self,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, HttpError> {
         if let Some(ip) = request.uri().host().and_then(literal) {
             // The client does not ask its resolver about literals, and so not the policy.
             let policy = &self.fabric.config.egress;
@@ -510,12 +546,18 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Sends the request to another host; its Host header stays.
 ///
 /// Differs from Kubernetes: TLS to an ExternalName asks for the certificate of the target, not of the Service's name.
-fn readdress(request: &mut Request<Body>, host: &str, port: Option<u16>) -> Result<(), HttpError> {
+pub(super) fn readdress(
+    request: &mut Request<Body>,
+    host: &str,
+    port: Option<u16>,
+) -> Result<(), HttpError> {
     let authority = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     let invalid =
         |error: &dyn std::error::Error| HttpError::Invalid(format!("{authority}: {error}"));
     parts.authority = Some(authority.parse().map_err(|error| invalid(&error))?);
+    // A request in origin form has none.
+    parts.scheme.get_or_insert(Scheme::HTTP);
     *request.uri_mut() = http::Uri::from_parts(parts).map_err(|error| invalid(&error))?;
     Ok(())
 }
@@ -527,16 +569,25 @@ fn returned(reason: String, request: Request<Body>) -> HttpError {
     }
 }
 
-fn pick_host(service: &Service) -> Option<IpAddr> {
+/// The addresses behind a headless Service, from a random one on, those on nodes that do not answer last.
+fn hosts(fabric: &Fabric, service: &Service) -> impl Iterator<Item = IpAddr> {
     let count = service.hosts.len();
-    let index = (count > 0).then(|| rand::rng().random_range(0..count))?;
-    Some(service.hosts[index].address)
+    let start = rand::rng().random_range(0..count.max(1));
+    let (before, after) = service.hosts.split_at(start);
+    let walk = move || after.iter().chain(before).map(|host| host.address);
+    let answers = move |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => fabric.peer(*ip).is_none_or(|peer| peer.is_reachable()),
+        IpAddr::V6(_) => true,
+    };
+    walk()
+        .filter(answers)
+        .chain(walk().filter(move |ip| !answers(ip)))
 }
 
 /// Where a TLS connection to a Service goes.
-fn service_address(service: &Service, port: u16) -> Option<SocketAddr> {
+fn service_address(fabric: &Fabric, service: &Service, port: u16) -> Option<SocketAddr> {
     if service.kind == Kind::Headless {
-        return Some(SocketAddr::new(pick_host(service)?, port));
+        return Some(SocketAddr::new(hosts(fabric, service).next()?, port));
     }
     service.port(port, Protocol::Tcp)?;
     Some(SocketAddr::new(*service.cluster_ips.first()?, port))

@@ -4,7 +4,7 @@
 //! A node is the same [`Node`] for as long as anybody holds it, so tables may keep it across rebuilds.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// One node, by name.
@@ -14,6 +14,8 @@ pub(crate) struct Node {
     /// This very node: its endpoints are a function call away.
     pub(crate) local: bool,
     unreachable: AtomicBool,
+    /// Another number each time it could be reached again.
+    returns: AtomicU32,
 }
 
 #[derive(Default)]
@@ -45,6 +47,7 @@ impl Nodes {
                     name: name.into(),
                     local: *name == *self.own,
                     unreachable: AtomicBool::new(false),
+                    returns: AtomicU32::new(0),
                 })
             });
             Arc::clone(node)
@@ -75,7 +78,15 @@ impl Node {
     }
 
     pub(crate) fn set_reachable(&self, reachable: bool) {
-        self.unreachable.store(!reachable, Ordering::Relaxed);
+        let was_unreachable = self.unreachable.swap(!reachable, Ordering::Relaxed);
+        if reachable && was_unreachable {
+            self.returns.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often it has come back: what was true of its endpoints before need not be any more.
+    pub(crate) fn returns(&self) -> u32 {
+        self.returns.load(Ordering::Relaxed)
     }
 }
 

@@ -217,6 +217,16 @@ fn backends_that_are_no_services_are_refused() {
         ["ResourceBackendNotSupported", "BackendNotFound"]
     );
     assert_eq!(goes(&compiled, "x", "/"), "503 Service Unavailable");
+    // A name of something outside has every number for a port.
+    let mut elsewhere = with_ingresses(&[(
+        "a",
+        1,
+        json!({"rules": [rule("h", &[path("/", "Prefix", "gone")])]}),
+    )]);
+    elsewhere.services = Some([(Key::new("shop", "gone"), Vec::new())].into());
+    assert_eq!(reasons(&compile(&elsewhere)), ["BackendNotFound"]);
+    elsewhere.external_names = [Key::new("shop", "gone")].into();
+    assert!(reasons(&compile(&elsewhere)).is_empty());
 }
 
 fn gateway(listeners: Value) -> Value {

@@ -268,3 +268,70 @@ async fn bodies_stream_both_ways_before_either_ends() {
     assert!(rest(&mut socket).await.contains("def"));
     rig.network.shutdown(Duration::ZERO).await;
 }
+
+/// A Service that is another name, with port 80 (`http`) standing for `target`.
+fn alias(rig: &Rig, name: &str, to: &str, target: u16) {
+    let spec = json!({"type": "ExternalName", "externalName": to,
+        "ports": [{"name": "http", "port": 80, "targetPort": target}]});
+    guests::publish(&rig.network, name, spec, json!([]), &[]);
+}
+
+#[tokio::test]
+async fn a_service_that_is_a_name_leads_there_within_the_egress_policy() {
+    let real = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = real.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = real.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(socket.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap().to_lowercase();
+            let upgrade = head.contains("upgrade: echo");
+            let (code, body) = match upgrade {
+                true => (
+                    "101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo",
+                    "joined",
+                ),
+                false => ("200 OK\r\nConnection: close\r\nContent-Length: 4", "real"),
+            };
+            assert!(head.contains("host: out.test\r\n"), "{head}");
+            let answer = format!("HTTP/1.1 {code}\r\n\r\n{body}");
+            socket.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let open = |allow: &[&str]| {
+        let egress = crate::network::Policy {
+            allow: allow.iter().map(|net| net.parse().unwrap()).collect(),
+            ..Default::default()
+        };
+        Network::new(crate::network::Config {
+            egress,
+            ..Default::default()
+        })
+        .unwrap()
+    };
+    for (allow, code) in [(&["127.0.0.0/8"][..], "200"), (&[], "403")] {
+        let mut rig = Rig::on(open(allow), |_| {});
+        let (one, _serving) = guests::web(&rig.network, "one");
+        rig.service("one", &[&one]);
+        alias(&rig, "out", "localhost", port);
+        alias(&rig, "in", "one.shop.svc.cluster.local", 80);
+        alias(&rig, "circle", "circle.shop.svc.cluster.local", 80);
+        for name in ["out", "in", "circle"] {
+            rig.ingress(&format!("{name}.test"), name, json!({}));
+        }
+        let at = rig.http().await;
+        let answer = curl(at, &get("out.test", "/")).await;
+        assert_eq!(status(&answer), code, "{answer}");
+        let upgrade = "GET / HTTP/1.1\r\nHost: out.test\r\nConnection: upgrade, close\r\nUpgrade: echo\r\n\r\n";
+        let answer = curl(at, upgrade).await;
+        let joined = answer.starts_with("HTTP/1.1 101") && answer.ends_with("joined");
+        assert_eq!(joined, code == "200", "{answer}");
+        let answer = curl(at, &get("in.test", "/x")).await;
+        assert_eq!(body(&answer), "one in.test /x");
+        let answer = curl(at, &get("circle.test", "/")).await;
+        assert_eq!(status(&answer), "502", "{answer}");
+        rig.network.shutdown(Duration::ZERO).await;
+    }
+}

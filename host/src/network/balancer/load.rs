@@ -2,7 +2,8 @@
 //!
 //! Two things eject an endpoint: refusing a connection (nobody was there; short, doubling), and answering badly several
 //! times in a row (somebody was there and is not well; longer, and only a bounded share of a Service's endpoints). Either
-//! way it comes back by itself, and a good answer forgives everything.
+//! way it comes back by itself, and a good answer forgives everything. What an endpoint refused because its node could not be
+//! reached is forgotten when the node can.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -37,7 +38,10 @@ pub(crate) struct Load {
     failures: AtomicU32,
     /// Times it was ejected for failures since it last answered well.
     ejections: AtomicU32,
-    ejected_until: AtomicU64,
+    refused_until: AtomicU64,
+    failing_until: AtomicU64,
+    /// How often its node had come back when this was last looked at.
+    returns: AtomicU32,
 }
 
 /// One thing in flight to an endpoint; dropping it ends it.
@@ -67,13 +71,25 @@ impl Load {
     }
 
     pub(crate) fn is_ejected(&self, now: Millis) -> bool {
-        self.ejected_until.load(Ordering::Relaxed) > now
+        let until = |mark: &AtomicU64| mark.load(Ordering::Relaxed) > now;
+        until(&self.refused_until) || until(&self.failing_until)
+    }
+
+    /// Its node has come back this often: refusals of before say nothing about it now.
+    pub(super) fn node_returned(&self, returns: u32) {
+        // Written only when it changed: the line is shared by all processors.
+        if self.returns.load(Ordering::Relaxed) != returns {
+            self.returns.store(returns, Ordering::Relaxed);
+            self.refusals.store(0, Ordering::Relaxed);
+            self.refused_until.store(0, Ordering::Relaxed);
+        }
     }
 
     /// The endpoint refused a connection.
     pub(crate) fn refused(&self, now: Millis) {
         let times = self.refusals.fetch_add(1, Ordering::Relaxed);
-        self.eject(REFUSED.after(times, now));
+        self.refused_until
+            .fetch_max(REFUSED.after(times, now), Ordering::Relaxed);
     }
 
     /// The endpoint answered.
@@ -86,7 +102,8 @@ impl Load {
             self.refusals.store(0, Ordering::Relaxed);
             self.failures.store(0, Ordering::Relaxed);
             self.ejections.store(0, Ordering::Relaxed);
-            self.ejected_until.store(0, Ordering::Relaxed);
+            self.refused_until.store(0, Ordering::Relaxed);
+            self.failing_until.store(0, Ordering::Relaxed);
         }
     }
 
@@ -101,11 +118,8 @@ impl Load {
     pub(super) fn eject_failing(&self, now: Millis) {
         self.failures.store(0, Ordering::Relaxed);
         let times = self.ejections.fetch_add(1, Ordering::Relaxed);
-        self.eject(FAILING.after(times, now));
-    }
-
-    fn eject(&self, until: Millis) {
-        self.ejected_until.fetch_max(until, Ordering::Relaxed);
+        self.failing_until
+            .fetch_max(FAILING.after(times, now), Ordering::Relaxed);
     }
 }
 

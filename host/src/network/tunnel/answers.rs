@@ -17,7 +17,6 @@ use super::incoming::{Incoming, Source};
 use super::words;
 use crate::network::http::{Call, strip_hop_by_hop};
 use crate::network::pod::PodNetwork;
-use crate::network::table::Protocol;
 use crate::network::{Body, Hops, HttpError, SocketError, serve};
 
 // === impl Incoming ===
@@ -79,7 +78,7 @@ impl Incoming {
             .and_then(|to| to.parse().ok())
             .ok_or(SocketError::Refused)?;
         let (source, _) = self.source(headers)?;
-        let pod = self.admit(&source, to, Protocol::Tcp)?;
+        let pod = self.admit(to)?;
         if pod.budget().is_overdrawn() {
             return Err(SocketError::TooMany);
         }

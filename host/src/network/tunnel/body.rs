@@ -18,19 +18,20 @@ use crate::network::{Body, serve};
 
 /// A body that ends with its first frame is sent at once if it is at most this long, whatever the window.
 const AT_ONCE: usize = 16 * 1024;
-/// A body of unknown length is charged as if so much of it waited.
-const UNKNOWN: u64 = 64 * 1024;
+/// A body of unknown length is charged as if at least so much of it waited.
+const UNKNOWN: usize = 64 * 1024;
 
 /// What comes in on a stream.
 struct Received<T> {
     recv: RecvStream,
     length: Option<u64>,
     data_ended: bool,
-    _charge: Charge,
+    charge: Charge,
     _held: T,
 }
 
-/// What may wait unread for a pod, charged to it while the body lives.
+/// What may wait unread for a pod, charged to it while the body lives: of a known length what is left of it, of another what
+/// was there when it was last read.
 struct Charge(Arc<Budget>, usize);
 
 /// A body on its way out.
@@ -70,17 +71,38 @@ pub(super) fn received<T: Send + Unpin + 'static>(
     let length = headers
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse().ok());
-    let waiting = length.unwrap_or(UNKNOWN).min(u64::from(WINDOW));
-    let waiting = usize::try_from(waiting).unwrap_or(usize::MAX);
-    budget.charge(waiting);
+    let mut charge = Charge(Arc::clone(budget), 0);
+    charge.set(waiting(length, 0));
     Received {
         recv,
         length,
         data_ended: false,
-        _charge: Charge(Arc::clone(budget), waiting),
+        charge,
         _held: held,
     }
     .boxed_unsync()
+}
+
+/// How much may wait of a body of which `length` is left, when `unread` is known to.
+fn waiting(length: Option<u64>, unread: usize) -> usize {
+    let most = usize::try_from(WINDOW).unwrap_or(usize::MAX);
+    match length {
+        Some(left) => usize::try_from(left).unwrap_or(most).min(most),
+        None => unread.max(UNKNOWN),
+    }
+}
+
+// === impl Charge ===
+
+impl Charge {
+    fn set(&mut self, bytes: usize) {
+        if bytes > self.1 {
+            self.0.charge(bytes - self.1);
+        } else {
+            self.0.refund(self.1 - bytes);
+        }
+        self.1 = bytes;
+    }
 }
 
 impl Drop for Charge {
@@ -108,6 +130,9 @@ impl<T: Unpin> http_body::Body for Received<T> {
                     }
                     // A stream that has ended meanwhile needs no window.
                     drop(self.recv.flow_control().release_capacity(chunk.len()));
+                    let unread = self.recv.flow_control().used_capacity();
+                    let waiting = waiting(self.length, unread);
+                    self.charge.set(waiting);
                     return Poll::Ready(Some(Ok(Frame::data(chunk))));
                 }
                 Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => {

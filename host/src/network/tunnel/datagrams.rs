@@ -248,7 +248,7 @@ impl Incoming {
             // An answer to a client of a NodePort here.
             self.fabric.node_ports.udp(to.port(), false)
         } else {
-            let pod = self.admit(&source, SocketAddr::V4(to), Protocol::Udp);
+            let pod = self.admit(SocketAddr::V4(to));
             pod.ok().and_then(|pod| {
                 let queue = pod.ports().udp(to.port(), false)?;
                 let policy = &self.fabric.policy;

@@ -18,7 +18,6 @@ use crate::network::client::{Client, Whose};
 use crate::network::identity::Identity;
 use crate::network::pipe::Budget;
 use crate::network::pod::PodNetwork;
-use crate::network::table::Protocol;
 use crate::network::traffic::Workload;
 use crate::network::vnet::{Caller, Fabric};
 
@@ -113,13 +112,8 @@ impl Incoming {
     }
 
     /// The one place where what comes from other nodes is let in or not: `to` must be a pod of this node, and the pod must
-    /// want it.
-    pub(super) fn admit(
-        &self,
-        _source: &Source,
-        to: SocketAddr,
-        _protocol: Protocol,
-    ) -> Result<Arc<PodNetwork>, SocketError> {
+    /// want it. What policies say, whoever delivers asks.
+    pub(super) fn admit(&self, to: SocketAddr) -> Result<Arc<PodNetwork>, SocketError> {
         let IpAddr::V4(address) = to.ip() else {
             return Err(SocketError::Refused);
         };
@@ -182,7 +176,7 @@ impl Incoming {
                 .and_then(|to| to.parse().ok())
                 .ok_or(SocketError::Refused)?;
             let (source, port) = self.source(request.headers())?;
-            let pod = self.admit(&source, to, Protocol::Tcp)?;
+            let pod = self.admit(to)?;
             let caller = source.caller(port, &pod);
             let stream = self.fabric.deliver(&pod, &caller, to, to, None).await?;
             Ok((pod, stream))

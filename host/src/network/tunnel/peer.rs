@@ -96,7 +96,11 @@ impl Peer {
         let task = means.tasks.spawn(task.run(queue, Arc::clone(&wanted)));
         let outbox = Arc::new(Outbox::default());
         let sending = Arc::clone(&outbox).run(seen.clone(), Arc::clone(&wanted));
-        let sending = means.tasks.spawn(sending);
+        let stop = means.stop.clone();
+        let sending = means.tasks.spawn(async move {
+            // Nobody may ever send anything.
+            stop.run_until_cancelled_owned(sending).await;
+        });
         Arc::new(Self {
             node,
             outbox,

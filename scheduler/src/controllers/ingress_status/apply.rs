@@ -117,6 +117,10 @@ impl Controller {
             });
             (key_of(&service.metadata), ports.collect())
         });
+        let services_outside = informers.services.all().into_iter();
+        let external_names = services_outside
+            .filter(|service| service.spec.type_.as_deref() == Some("ExternalName"))
+            .map(|service| key_of(&service.metadata));
         let secrets = informers.tls_secrets.all().into_iter();
         let namespaces = informers.namespaces.all().into_iter();
         World {
@@ -133,6 +137,7 @@ impl Controller {
                 .map(|secret| (key_of(&secret.metadata), secret.state()))
                 .collect(),
             services: Some(services.collect()),
+            external_names: external_names.collect(),
         }
     }
 

@@ -66,7 +66,8 @@ async fn a_handler_on_another_node_is_called() {
         .http(post(&uri(&server, "/b"), "body"))
         .await
         .unwrap();
-    assert_eq!(text(answer).await, format!("server {address} /b body"));
+    let answer = text(answer).await;
+    assert_eq!(answer, format!("server {address} /b body"));
     // Whoever answers counts it, and knows who asked and how.
     let flows = cluster.hosts[1].network.flows();
     let flow = &flows[0];
@@ -75,6 +76,12 @@ async fn a_handler_on_another_node_is_called() {
         ("shop/client", "shop/server")
     );
     assert_eq!((flow.requests, flow.security.as_str()), (2, "mutual_tls"));
+    let answered = answer.len() + format!("server {address} /a").len();
+    assert_eq!(
+        (flow.bytes_sent, flow.bytes_received),
+        (4, answered as u64),
+        "what really passed"
+    );
     assert!(cluster.hosts[0].network.flows().is_empty());
 }
 
@@ -401,4 +408,40 @@ async fn a_node_says_what_its_pods_are() {
             );
         }
     }
+}
+
+/// Tells `network` of a headless Service `db` of namespace `shop` with pods on these hosts.
+fn headless(network: &Network, pods: &[(&Host, &PodNetwork)]) {
+    let endpoints: Vec<_> = pods
+        .iter()
+        .map(|(host, pod)| json!({"addresses": [pod.address()], "nodeName": host.name}))
+        .collect();
+    let slice: EndpointSlice = serde_json::from_value(json!({"addressType": "IPv4",
+        "metadata": {"name": "db", "namespace": "shop", "labels": {"kubernetes.io/service-name": "db"}},
+        "ports": [{"port": 8080}], "endpoints": endpoints}))
+    .unwrap();
+    let spec = json!({"clusterIP": "None", "ports": [{"port": 8080}]});
+    sliced(network, ("shop", "db"), spec, &slice);
+}
+
+#[tokio::test]
+async fn a_headless_name_leads_past_pods_that_nobody_reaches() {
+    let cluster = Cluster::of(3);
+    let client = pod(&cluster.hosts[0].network, "client");
+    let (one, serving) = web(&cluster.hosts[1].network, "one");
+    let (two, _serving) = web(&cluster.hosts[2].network, "two");
+    let behind = [(&cluster.hosts[1], &*one), (&cluster.hosts[2], &*two)];
+    headless(&cluster.hosts[0].network, &behind);
+    let asked = || async {
+        for _ in 0..10 {
+            let answer = ask(&client, "http://db:8080/").await.unwrap();
+            assert!(answer.starts_with("two "), "{answer}");
+        }
+    };
+    // Nobody listens there any more, but the node answers.
+    drop(serving);
+    asked().await;
+    // The node itself is gone, and is known to be.
+    cluster.hosts[1].network.shutdown(Duration::ZERO).await;
+    asked().await;
 }

@@ -495,3 +495,17 @@ async fn shutdown_lets_streams_finish_and_takes_no_new_ones() {
         "nothing had to be dropped"
     );
 }
+
+#[tokio::test]
+async fn a_node_stops_at_once_though_streams_are_open() {
+    let cluster = Cluster::of(2);
+    let (client, _server, mut listener, address) = pair(&cluster);
+    let (stream, accepted) = tokio::join!(client.connect(address), listener.accept());
+    let (mut stream, _accepted) = (stream.unwrap(), accepted.unwrap());
+    say(&mut stream, "ping").await;
+    for host in &cluster.hosts {
+        host.network.shutdown(Duration::ZERO).await;
+        let left = (host.network.fabric.tasks.len(), host.tunnel().tasks().len());
+        assert_eq!(left, (0, 0), "{}: tasks that were given up", host.name);
+    }
+}

@@ -16,6 +16,8 @@ mod taint_nodes;
 
 use serde_json::Value;
 
+pub use default_tolerations::TolerationSeconds;
+
 use crate::auth::{Access, User};
 use crate::kinds::Kind;
 use crate::kinds::strategy::{Door, Lookup};
@@ -38,6 +40,7 @@ pub struct Attributes<'a> {
     /// `None` on create.
     pub old: Option<&'a Object>,
     pub dry_run: bool,
+    pub tolerations: TolerationSeconds,
 }
 
 /// One plugin: it changes a new object, judges it, or judges a deletion.

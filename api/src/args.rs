@@ -8,6 +8,7 @@ use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use ipnet::Ipv4Net;
 
+use crate::admission::TolerationSeconds;
 use crate::server::Config;
 use crate::store::{NotAPlace, Place};
 
@@ -46,6 +47,12 @@ pub struct Args {
     /// Serve Ingresses of this class too, such as nginx (repeatable): an IngressClass of that name is made, as ours
     #[arg(long = "ingress-class", value_name = "NAME")]
     pub ingress_classes: Vec<String>,
+    /// How many seconds pods stay on a node that is not ready, if they do not say so themselves
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(i64).range(0..))]
+    pub default_not_ready_toleration_seconds: i64,
+    /// The same for a node that nothing is heard of
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(i64).range(0..))]
+    pub default_unreachable_toleration_seconds: i64,
 }
 
 // === impl Args ===
@@ -65,6 +72,10 @@ impl Args {
             encryption_keys: self.encryption_key_file,
             advertise: self.advertise_address,
             ingress_classes: self.ingress_classes,
+            tolerations: TolerationSeconds {
+                not_ready: self.default_not_ready_toleration_seconds,
+                unreachable: self.default_unreachable_toleration_seconds,
+            },
             ..Config::at(data_dir)
         }
     }
@@ -127,15 +138,20 @@ mod tests {
     fn flags_become_a_configuration() {
         let config = parse(&[]).expect("defaults");
         assert!(matches!(config.store, Place::DataDirectory));
+        assert_eq!(config.tolerations, TolerationSeconds::default());
         let config = parse(&[
             "--store=postgres://ann:hush@db/prod",
             "--advertise-address=192.0.2.7",
             "--encryption-key-file=/k",
+            "--default-not-ready-toleration-seconds=30",
+            "--default-unreachable-toleration-seconds=0",
         ]);
         let config = config.expect("flags");
         assert_eq!(config.store.to_string(), "postgres://ann@db:5432/prod");
         assert_eq!(config.advertise, Some(([192, 0, 2, 7], 0).into()));
         assert_eq!(config.encryption_keys, Some("/k".into()));
+        let seconds = (config.tolerations.not_ready, config.tolerations.unreachable);
+        assert_eq!(seconds, (30, 0));
         assert!(!format!("{config:?}").contains("hush"));
     }
 

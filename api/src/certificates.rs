@@ -6,7 +6,7 @@
 //! | signer | signed when approved and | approved by itself for |
 //! | --- | --- | --- |
 //! | `kubernetes.io/kube-apiserver-client` | for client auth | nobody |
-//! | `kubernetes.io/kube-apiserver-client-kubelet` | a node's name, no alternative names | whoever RBAC lets create `nodeclient`, and a node renewing its own |
+//! | `kubernetes.io/kube-apiserver-client-kubelet` | a node's name, no alternative names | whoever RBAC lets create `nodeclient` (with a bootstrap token: when no such node is alive), and a node renewing its own |
 //! | `kubernetes.io/kubelet-serving` | a node's name, some alternative names | that node, for its name and the addresses in its Node object |
 //! | `kubernetes.io/legacy-unknown` | always | nobody |
 
@@ -37,6 +37,9 @@ pub const LEGACY: &str = "kubernetes.io/legacy-unknown";
 /// Key of `spec.extra`, written by admission: where the request came from.
 pub const REMOTE_ADDRESS: &str = "coracle.dev/remote-address";
 
+/// Users who come with a bootstrap token.
+const TOKEN_USER: &str = "system:bootstrap:";
+
 /// Certificates live a year unless a shorter life is asked for, of ten minutes at least.
 const LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 const SHORTEST: Duration = Duration::from_secs(600);
@@ -48,6 +51,8 @@ pub trait Facts {
     /// Addresses of type InternalIP and ExternalIP, and names of type Hostname, InternalDNS and ExternalDNS; `None`: there
     /// is no such node.
     fn node(&self, name: &str) -> Option<(Vec<IpAddr>, Vec<String>)>;
+    /// Is there a node of that name that is ready and was heard of lately?
+    fn is_alive(&self, name: &str) -> bool;
     /// Does another node, or the cluster itself, have this address?
     fn is_taken(&self, address: IpAddr, node: &str) -> bool;
     /// Is an API server found at this address?
@@ -214,6 +219,9 @@ fn no_other_names(request: &Request) -> Result<(), &'static str> {
     }
 }
 
+/// Differs from Kubernetes: a bootstrap token gets no certificate in the name of a node that is alive, or whoever has one
+/// could speak for any node. The request waits: a machine that lost its data is let in again once its old node is not
+/// ready, forty seconds at the latest, and a person may approve it at any time.
 fn approve_client(request: &Request, by: &User, facts: &dyn Facts) -> Action {
     let Some(node) = request.node().filter(|node| may_be_a_node(node)) else {
         return Action::Leave;
@@ -226,6 +234,9 @@ fn approve_client(request: &Request, by: &User, facts: &dyn Facts) -> Action {
     }
     // A node renews its own certificate and gets nobody else's, whatever its groups may.
     if by.node().is_none() && facts.may(by, "nodeclient") {
+        if by.name.starts_with(TOKEN_USER) && facts.is_alive(node) {
+            return Action::Wait;
+        }
         return Action::Approve(
             "Auto approving kubelet client certificate after SubjectAccessReview.",
         );

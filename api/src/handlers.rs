@@ -6,6 +6,7 @@
 //! ```
 //! Never touches the store itself: reads go to the cache, writes through `registry`.
 
+mod call;
 mod create;
 mod delete;
 mod get;
@@ -14,47 +15,44 @@ pub mod negotiate;
 mod other;
 mod patch;
 pub mod reply;
+mod room;
 mod subresource;
 mod update;
 mod watch;
 
 use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::Bytes;
 use futures::FutureExt as _;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http::{Method, Request};
 use jiff::Timestamp;
-use serde_json::Value;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::TolerationSeconds;
 use crate::auth::{Access, User};
 use crate::cache::Cache;
-use crate::codec::{self, Decoded};
 use crate::kinds::strategy::Door;
 use crate::kinds::{Kind, Kinds};
 use crate::links::{self, Links};
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
-use crate::registry::{Outcome, Registry};
-use crate::request::query::{FieldValidation, ListOptions, WriteOptions};
 use crate::request::{Query, RequestInfo, ResourcePath};
-use crate::schema::{GroupVersionKind, Schema, TypeId};
-use crate::selector::Selector;
+use crate::schema::Schema;
 use crate::status::Error;
 use crate::store::Store;
-use crate::table;
-use negotiate::{Accept, Format, Shape};
+use negotiate::{Accept, Format};
 use reply::Reply;
+
+pub(crate) use call::{Call, strictness};
+pub use room::Room;
+pub(crate) use room::read_body;
+use room::{make_room, receive};
 
 /// Everything a request may need. One per server.
 pub struct Api {
@@ -80,60 +78,16 @@ pub struct Settings {
     pub node_ports: RangeInclusive<u16>,
     /// Names of IngressClasses that are ours beside our own.
     pub ingress_classes: Vec<String>,
+    pub tolerations: TolerationSeconds,
     /// `host:port` where clients reach this server.
     pub advertised: std::net::SocketAddr,
 }
 
-/// How many requests may be worked on at once; long-running ones do not count.
-pub struct Room {
-    reads: Semaphore,
-    writes: Semaphore,
-    /// Beside `writes`, for the cluster's own components.
-    reserve: Semaphore,
-    /// KiB of bodies that are on their way.
-    bodies: Semaphore,
-}
-
-/// One request for a resource, on its way through a verb.
-pub(crate) struct Call<'a> {
-    pub(crate) api: &'a Arc<Api>,
-    pub(crate) kind: &'static Kind,
-    pub(crate) path: &'a ResourcePath,
-    pub(crate) query: &'a Query,
-    pub(crate) headers: &'a HeaderMap,
-    pub(crate) user: &'a User,
-    pub(crate) accept: Accept,
-    pub(crate) now: Timestamp,
-}
-
-const MAX_BODY: usize = 3 * 1024 * 1024;
 const DEADLINE: Duration = Duration::from_secs(60);
-const READS: usize = 400;
-const WRITES: usize = 200;
-const RESERVE: usize = 50;
-/// KiB.
-const BODIES: usize = 256 * 1024;
-/// How long a body may take to arrive.
-const WAIT_FOR_BODY: Duration = Duration::from_secs(10);
-/// How long a request waits for room before it is told to come back.
-const WAIT_FOR_ROOM: Duration = Duration::from_secs(5);
 /// How long a refusal waits for the newest state.
 const WAIT_TO_BE_SURE: Duration = Duration::from_secs(1);
 /// How long a read waits for a revision that has not been reached.
 pub(crate) const WAIT_FOR_REVISION: Duration = Duration::from_secs(3);
-
-// === impl Room ===
-
-impl Default for Room {
-    fn default() -> Self {
-        Self {
-            reads: Semaphore::new(READS),
-            writes: Semaphore::new(WRITES),
-            reserve: Semaphore::new(RESERVE),
-            bodies: Semaphore::new(BODIES),
-        }
-    }
-}
 
 /// Answers one request. Never fails and never panics: what goes wrong is in the answer.
 pub async fn serve(api: Arc<Api>, request: Request<Body>) -> Response {
@@ -229,50 +183,6 @@ fn deadline(query: &Query) -> Duration {
         .map_or(DEADLINE, |wanted| wanted.min(DEADLINE))
 }
 
-/// A body, and what holds its place until there is room to work on it. One that is here already needs no place.
-async fn receive<'a>(
-    room: &'a Room,
-    body: Body,
-    headers: &HeaderMap,
-) -> Result<(Bytes, Option<SemaphorePermit<'a>>), Error> {
-    let size = announced(headers).unwrap_or(MAX_BODY).min(MAX_BODY) / 1024 + 1;
-    let mut read = pin!(read_body(body, headers));
-    if let Some(body) = read.as_mut().now_or_never() {
-        return Ok((body?, None));
-    }
-    let size = u32::try_from(size).unwrap_or(u32::MAX);
-    let permit = tokio::time::timeout(WAIT_FOR_ROOM, room.bodies.acquire_many(size)).await;
-    let Ok(Ok(permit)) = permit else {
-        return Err(busy());
-    };
-    Ok((read.await?, Some(permit)))
-}
-
-async fn make_room<'a>(
-    room: &'a Room,
-    method: &Method,
-    user: &User,
-) -> Result<SemaphorePermit<'a>, Error> {
-    let semaphore = match *method {
-        Method::GET | Method::HEAD => &room.reads,
-        _ => {
-            let of_the_cluster = user.name.starts_with("system:");
-            if of_the_cluster && let Ok(permit) = room.reserve.try_acquire() {
-                return Ok(permit);
-            }
-            &room.writes
-        }
-    };
-    match tokio::time::timeout(WAIT_FOR_ROOM, semaphore.acquire()).await {
-        Ok(Ok(permit)) => Ok(permit),
-        _ => Err(busy()),
-    }
-}
-
-fn busy() -> Error {
-    Error::too_many_requests("Too many requests, please try again later.", 1)
-}
-
 async fn route(
     api: &Arc<Api>,
     parts: &Parts,
@@ -361,33 +271,6 @@ fn check_scope(kind: &Kind, path: &ResourcePath, verb: &str) -> Result<(), Error
     }
 }
 
-/// What the client says its body's length is.
-fn announced(headers: &HeaderMap) -> Option<usize> {
-    let length = headers.get(http::header::CONTENT_LENGTH)?;
-    length.to_str().ok()?.parse().ok()
-}
-
-/// The whole body, at most 3 MiB, within ten seconds.
-pub(crate) async fn read_body(body: Body, headers: &HeaderMap) -> Result<Bytes, Error> {
-    if announced(headers).is_some_and(|length| length > MAX_BODY) {
-        return Err(Error::too_large(MAX_BODY));
-    }
-    let body = Limited::new(body, MAX_BODY).collect();
-    let Ok(body) = tokio::time::timeout(WAIT_FOR_BODY, body).await else {
-        return Err(Error::timeout(
-            "Timeout: the body did not arrive in time",
-            0,
-        ));
-    };
-    match body {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Error::too_large(MAX_BODY)),
-        Err(error) => Err(Error::bad_request(format!(
-            "the body could not be read: {error}"
-        ))),
-    }
-}
-
 /// The clock of the whole server: a request reads it once.
 #[expect(
     clippy::disallowed_methods,
@@ -422,172 +305,4 @@ impl Api {
             .await
             .map_err(|current| Error::resource_version_too_large(revision, current))
     }
-}
-
-// === impl Call ===
-
-impl<'a> Call<'a> {
-    /// The namespace objects of this request are stored under.
-    pub(crate) fn namespace(&self) -> &'a str {
-        if self.kind.is_namespaced() {
-            &self.path.namespace
-        } else {
-            ""
-        }
-    }
-
-    pub(crate) fn registry(&self, door: Door<'a>, manager: &'a str, dry_run: bool) -> Registry<'a> {
-        Registry {
-            api: self.api,
-            kind: self.kind,
-            door,
-            namespace: self.namespace(),
-            user: self.user,
-            manager,
-            dry_run,
-            trusted: false,
-            now: self.now,
-            warnings: Vec::new(),
-        }
-    }
-
-    pub(crate) fn gvk(&self) -> GroupVersionKind {
-        self.kind.gvk()
-    }
-
-    pub(crate) fn type_of(&self, definition: &str) -> Result<TypeId, Error> {
-        let ty = self.api.schema.named(definition);
-        ty.ok_or_else(|| Error::internal(format!("the type {definition} is not known")))
-    }
-
-    /// Decodes a body as this call's kind, or as `gvk` of `definition`; strict findings go where the client wants them.
-    pub(crate) fn decode(
-        &self,
-        body: &[u8],
-        definition: &str,
-        gvk: &GroupVersionKind,
-        validation: FieldValidation,
-        warnings: &mut Vec<String>,
-    ) -> Result<crate::object::Object, Error> {
-        let ty = self.type_of(definition)?;
-        let media_type = negotiate::content_type(self.headers);
-        let Decoded { object, strict } = codec::decode(media_type, body, self.api.schema, ty, gvk)?;
-        strictness(gvk, strict, validation, warnings)?;
-        Ok(object)
-    }
-
-    pub(crate) fn selector(&self, options: &ListOptions) -> Result<Selector, Error> {
-        let stored = self.api.kinds.stored(&self.kind.storage);
-        let names = stored.unwrap_or(self.kind).strategy.field_names();
-        Selector::parse(&options.label_selector, &options.field_selector, |label| {
-            let label = self
-                .kind
-                .convert
-                .map_or(label, |convert| convert.field(label));
-            let namespaced = self.kind.is_namespaced();
-            let known = label == "metadata.name"
-                || (label == "metadata.namespace" && (namespaced || names.is_empty()))
-                || names.contains(&label);
-            known.then(|| label.to_owned())
-        })
-    }
-
-    /// An object in the shape and format the client asked for; `bytes` are finished.
-    pub(crate) fn object(
-        &self,
-        status: http::StatusCode,
-        bytes: Bytes,
-        definition: &str,
-    ) -> Result<Reply, Error> {
-        let bytes = match self.accept.shape {
-            Shape::Object => bytes,
-            Shape::Metadata => {
-                let mut out = Vec::with_capacity(512);
-                table::partial(&bytes, &mut out);
-                out.into()
-            }
-            Shape::Table => {
-                let include = negotiate::include(self.query)?;
-                let revision = revision_of(&bytes);
-                let meta = table::ListMeta {
-                    revision,
-                    ..table::ListMeta::default()
-                };
-                let objects = [bytes.as_ref()].into_iter();
-                table::render(self.kind, objects, &meta, include, true, self.now).into()
-            }
-        };
-        self.format(status, bytes, definition)
-    }
-
-    /// Finished JSON in the format the client asked for.
-    pub(crate) fn format(
-        &self,
-        status: http::StatusCode,
-        bytes: Bytes,
-        definition: &str,
-    ) -> Result<Reply, Error> {
-        let tree = || -> Result<Value, Error> {
-            serde_json::from_slice(&bytes).map_err(|error| Error::internal(error.to_string()))
-        };
-        let bytes = match self.accept.format {
-            Format::Json if self.accept.pretty => serde_json::to_vec_pretty(&tree()?)
-                .map_err(|error| Error::internal(error.to_string()))?
-                .into(),
-            Format::Json => bytes,
-            Format::Yaml => codec::to_yaml(&tree()?)?.into(),
-            Format::Protobuf if self.accept.shape == Shape::Object => {
-                let encoded = codec::protobuf::encode(definition, &tree()?);
-                encoded
-                    .map_err(|_| Error::not_acceptable(&[codec::JSON, codec::YAML]))?
-                    .into()
-            }
-            Format::Protobuf => return Err(Error::not_acceptable(&[codec::JSON, codec::YAML])),
-        };
-        Ok(Reply::new(status, self.accept.format.content_type(), bytes))
-    }
-
-    /// The answer to a create, update or patch.
-    pub(crate) fn written(&self, outcome: Outcome, warnings: &[String]) -> Result<Reply, Error> {
-        let status = if outcome.created {
-            http::StatusCode::CREATED
-        } else {
-            http::StatusCode::OK
-        };
-        let mut reply = self.object(status, outcome.bytes, &self.kind.definition)?;
-        reply.warn(warnings);
-        Ok(reply)
-    }
-
-    /// The manager's name for this write.
-    pub(crate) fn manager(&'a self, options: &'a WriteOptions) -> &'a str {
-        negotiate::manager(&options.field_manager, self.headers)
-    }
-}
-
-/// What `fieldValidation` does with unknown and duplicate fields.
-pub(crate) fn strictness(
-    gvk: &GroupVersionKind,
-    strict: Vec<String>,
-    validation: FieldValidation,
-    warnings: &mut Vec<String>,
-) -> Result<(), Error> {
-    match validation {
-        FieldValidation::Ignore => Ok(()),
-        FieldValidation::Warn => {
-            warnings.extend(strict);
-            Ok(())
-        }
-        FieldValidation::Strict => codec::strict_error(gvk, &strict).map_or(Ok(()), Err),
-    }
-}
-
-/// The resourceVersion within finished bytes.
-fn revision_of(bytes: &[u8]) -> String {
-    let metadata = crate::registry::encode::metadata_of(bytes).unwrap_or(b"{}");
-    let metadata: Value = serde_json::from_slice(metadata).unwrap_or_default();
-    metadata["resourceVersion"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
 }

@@ -32,6 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use self::activity::Activity;
 use self::backing::Certificates;
+use crate::admission::TolerationSeconds;
 use crate::auth::tokens::Tokens;
 use crate::auth::{self, Access, User};
 use crate::furniture::Replica;
@@ -60,6 +61,8 @@ pub struct Config {
     pub node_ports: RangeInclusive<u16>,
     /// Names of IngressClasses that are served here beside `coracle`.
     pub ingress_classes: Vec<String>,
+    /// How long pods stay on a node that does not answer, where they say nothing themselves.
+    pub tolerations: TolerationSeconds,
     /// Names or addresses for the serving certificate, beside the listen address and the usual ones.
     pub names: Vec<String>,
     /// How long requests may take to finish once the server is told to stop.
@@ -142,6 +145,7 @@ impl Config {
             node_ports: 30_000..=32_767,
             names: Vec::new(),
             ingress_classes: Vec::new(),
+            tolerations: TolerationSeconds::default(),
             drain: Duration::from_secs(10),
         }
     }
@@ -179,6 +183,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
             node_ports: config.node_ports.clone(),
             advertised,
             ingress_classes: config.ingress_classes.clone(),
+            tolerations: config.tolerations,
         },
         nodes: Nodes::new(certificates.client_config()?, Arc::clone(&links)),
         links,

@@ -9,6 +9,8 @@ mod access;
 mod certificates;
 #[path = "http/network.rs"]
 mod network;
+#[path = "http/nodes.rs"]
+mod nodes;
 #[path = "http/objects.rs"]
 mod objects;
 #[path = "support/postgres.rs"]

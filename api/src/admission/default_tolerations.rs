@@ -1,4 +1,5 @@
-//! DefaultTolerationSeconds: a pod stays five minutes on a node that stopped answering, unless it says otherwise.
+//! DefaultTolerationSeconds: a pod stays five minutes (or what the flags say) on a node that stopped answering, unless it
+//! says otherwise.
 
 use serde_json::{Value, json};
 use types::well_known::{TAINT_NOT_READY, TAINT_UNREACHABLE};
@@ -9,6 +10,22 @@ use crate::object::Object;
 use crate::status::Error;
 
 pub(super) struct DefaultTolerationSeconds;
+
+/// How long pods stay that say nothing themselves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TolerationSeconds {
+    pub not_ready: i64,
+    pub unreachable: i64,
+}
+
+impl Default for TolerationSeconds {
+    fn default() -> Self {
+        Self {
+            not_ready: SECONDS,
+            unreachable: SECONDS,
+        }
+    }
+}
 
 const SECONDS: i64 = 300;
 
@@ -24,13 +41,20 @@ impl Plugin for DefaultTolerationSeconds {
         }
         let mut tolerations = new.list_at(&["spec", "tolerations"]).to_vec();
         let before = tolerations.len();
-        for taint in [TAINT_NOT_READY, TAINT_UNREACHABLE] {
+        let TolerationSeconds {
+            not_ready,
+            unreachable,
+        } = attributes.tolerations;
+        for (taint, seconds) in [
+            (TAINT_NOT_READY, not_ready),
+            (TAINT_UNREACHABLE, unreachable),
+        ] {
             if !tolerations
                 .iter()
                 .any(|toleration| covers(toleration, taint))
             {
                 tolerations.push(json!({
-                    "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS,
+                    "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds,
                 }));
             }
         }

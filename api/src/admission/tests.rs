@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Attributes, delete, mutate, validate};
+use super::{Attributes, TolerationSeconds, delete, mutate, validate};
 use crate::auth::{Access, User};
 use crate::kinds::strategy::Door;
 use crate::kinds::table;
@@ -44,6 +44,10 @@ fn admit(plural: &str, namespace: &str, object: Value) -> Result<Object, Error> 
         access: &access,
         old: None,
         dry_run: false,
+        tolerations: TolerationSeconds {
+            not_ready: 30,
+            ..TolerationSeconds::default()
+        },
     };
     let world = world();
     mutate(&attributes, &mut new, &world)?;
@@ -124,7 +128,18 @@ fn a_pod_gets_an_account_tolerations_and_a_priority() {
         spec["tolerations"][1]["key"],
         "node.kubernetes.io/unreachable"
     );
-    assert_eq!(spec["tolerations"][1]["tolerationSeconds"], 300);
+    assert_eq!(
+        spec["tolerations"][0]["key"],
+        "node.kubernetes.io/not-ready"
+    );
+    assert_eq!(
+        spec["tolerations"][0]["tolerationSeconds"], 30,
+        "as the flag says"
+    );
+    assert_eq!(
+        spec["tolerations"][1]["tolerationSeconds"], 300,
+        "as upstream"
+    );
 }
 
 #[test]
@@ -179,6 +194,7 @@ fn three_namespaces_stay() {
             access: &access,
             old: None,
             dry_run: false,
+            tolerations: TolerationSeconds::default(),
         })
     };
     let error = ask("kube-system").expect_err("refused");

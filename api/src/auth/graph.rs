@@ -1,10 +1,11 @@
 //! Which node has to do with which object: what the pods bound to it refer to, and what Ingresses and Gateways need
 //! everywhere. An index that is kept as pods come and go; a question is two look-ups.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::Value;
+use types::well_known::{GATEWAY_CONTROLLER, INGRESS_CONTROLLER};
 
 use super::live::Derived;
 use crate::store::{Key, Stored};
@@ -12,6 +13,9 @@ use crate::store::{Key, Stored};
 const PODS: &str = "pods";
 const INGRESSES: &str = "networking.k8s.io/ingresses";
 const GATEWAYS: &str = "gateway.networking.k8s.io/gateways";
+const INGRESS_CLASSES: &str = "networking.k8s.io/ingressclasses";
+const GATEWAY_CLASSES: &str = "gateway.networking.k8s.io/gatewayclasses";
+const INGRESS_CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 const REFERENCE_GRANTS: &str = "gateway.networking.k8s.io/referencegrants";
 
 /// What nodes may read because something refers to it.
@@ -40,20 +44,23 @@ pub(super) struct Graph {
     by_node: HashMap<Object, HashMap<Arc<str>, usize>>,
     /// Pod → its node and what it refers to, so that its end takes that out.
     pods: HashMap<(Arc<str>, Arc<str>), Refers>,
-    /// Secrets with certificates that any node may have to show, and by how many they are named.
-    certificates: HashMap<Object, usize>,
-    /// Ingress or Gateway → its Secrets.
-    fronts: HashMap<Key, Vec<Reference>>,
+    /// Secrets with certificates that any node may have to show, and which Ingresses and Gateways name them.
+    certificates: HashMap<Object, Vec<Key>>,
+    fronts: HashMap<Key, Front>,
+    /// Classes that the nodes serve. Others' Ingresses and Gateways are no reason to read anything.
+    classes: HashSet<Class>,
     /// Namespace → what its ReferenceGrants let others refer to.
     grants: HashMap<(Arc<str>, Arc<str>), Vec<Grant>>,
 }
 
-/// A Secret named by a front of `from`.
-#[derive(Clone, Debug)]
-struct Reference {
-    from: Arc<str>,
-    secret: Object,
+/// An Ingress or a Gateway.
+struct Front {
+    class: Class,
+    secrets: Vec<Object>,
 }
+
+/// Resource and name of an IngressClass or a GatewayClass.
+type Class = (&'static str, Box<str>);
 
 /// Gateways of this namespace may refer to that Secret, or to all.
 struct Grant {
@@ -77,27 +84,24 @@ impl Graph {
     }
 
     fn is_certificate(&self, secret: &Object) -> bool {
-        if self.certificates.contains_key(secret) {
-            return true;
-        }
-        // Named from another namespace: only where that one lets it.
-        let granted = |from: &Arc<str>| {
-            let mut grants = self
-                .grants
-                .iter()
-                .filter(|((namespace, _), _)| *namespace == secret.namespace)
-                .flat_map(|(_, grants)| grants);
-            grants.any(|grant| {
-                *grant.from == **from && grant.name.as_ref().is_none_or(|name| *name == secret.name)
-            })
-        };
-        // Few clusters have any grant at all.
-        !self.grants.is_empty()
-            && self
-                .fronts
-                .values()
-                .flatten()
-                .any(|reference| reference.secret == *secret && granted(&reference.from))
+        let named_by = self.certificates.get(secret).into_iter().flatten();
+        named_by.into_iter().any(|key| {
+            let front = self.fronts.get(key);
+            let served = front.is_some_and(|front| self.classes.contains(&front.class));
+            served && (key.namespace == secret.namespace || self.is_granted(&key.namespace, secret))
+        })
+    }
+
+    /// Named from another namespace: only where that one lets it.
+    fn is_granted(&self, from: &str, secret: &Object) -> bool {
+        let of_its_namespace = self
+            .grants
+            .iter()
+            .filter(|((namespace, _), _)| *namespace == secret.namespace);
+        let mut grants = of_its_namespace.flat_map(|(_, grants)| grants);
+        grants.any(|grant| {
+            *grant.from == *from && grant.name.as_ref().is_none_or(|name| *name == secret.name)
+        })
     }
 
     fn pod(&mut self, key: &Key, old: Option<&Stored>, new: Option<&Stored>) {
@@ -144,51 +148,43 @@ impl Graph {
     }
 
     fn front(&mut self, key: &Key, new: Option<&Stored>) {
-        for reference in self.fronts.remove(key).unwrap_or_default() {
-            if let Some(count) = self.certificates.get_mut(&reference.secret) {
-                *count -= 1;
-                if *count == 0 {
-                    self.certificates.remove(&reference.secret);
+        let before = self.fronts.remove(key);
+        for secret in before.into_iter().flat_map(|front| front.secrets) {
+            if let Some(named_by) = self.certificates.get_mut(&secret) {
+                named_by.retain(|other| other != key);
+                if named_by.is_empty() {
+                    self.certificates.remove(&secret);
                 }
             }
         }
         let Some(new) = new else { return };
-        let front: Value = serde_json::from_slice(&new.bytes).unwrap_or_default();
-        let references: Vec<Reference> = if &*key.resource == INGRESSES {
-            let tls = front["spec"]["tls"].as_array().into_iter().flatten();
-            tls.filter_map(|tls| secret(key, &key.namespace, &tls["secretName"]))
-                .collect()
+        let object: Value = serde_json::from_slice(&new.bytes).unwrap_or_default();
+        let front = if &*key.resource == INGRESSES {
+            ingress(key, &object)
         } else {
-            let listeners = front["spec"]["listeners"].as_array().into_iter().flatten();
-            listeners
-                .flat_map(|listener| {
-                    listener["tls"]["certificateRefs"]
-                        .as_array()
-                        .into_iter()
-                        .flatten()
-                })
-                .filter(|reference| {
-                    let of_core = reference["group"].as_str().is_none_or(str::is_empty);
-                    of_core
-                        && reference["kind"]
-                            .as_str()
-                            .is_none_or(|kind| kind == "Secret")
-                })
-                .filter_map(|reference| {
-                    let namespace = reference["namespace"].as_str().unwrap_or(&key.namespace);
-                    secret(key, namespace, &reference["name"])
-                })
-                .collect()
+            gateway(key, &object)
         };
-        for reference in &references {
-            if reference.from == reference.secret.namespace {
-                *self
-                    .certificates
-                    .entry(reference.secret.clone())
-                    .or_default() += 1;
+        for secret in &front.secrets {
+            let named_by = self.certificates.entry(secret.clone()).or_default();
+            if !named_by.contains(key) {
+                named_by.push(key.clone());
             }
         }
-        self.fronts.insert(key.clone(), references);
+        self.fronts.insert(key.clone(), front);
+    }
+
+    fn class(&mut self, key: &Key, new: Option<&Stored>) {
+        let (resource, field, ours) = match &*key.resource {
+            INGRESS_CLASSES => (INGRESS_CLASSES, "controller", INGRESS_CONTROLLER),
+            _ => (GATEWAY_CLASSES, "controllerName", GATEWAY_CONTROLLER),
+        };
+        let class: Class = (resource, Box::from(&*key.name));
+        let object: Option<Value> = new.and_then(|new| serde_json::from_slice(&new.bytes).ok());
+        if object.is_some_and(|object| object["spec"][field] == ours) {
+            self.classes.insert(class);
+        } else {
+            self.classes.remove(&class);
+        }
     }
 
     fn grant(&mut self, key: &Key, new: Option<&Stored>) {
@@ -218,26 +214,67 @@ impl Graph {
 }
 
 impl Derived for Graph {
-    const RESOURCES: &'static [&'static str] = &[PODS, INGRESSES, GATEWAYS, REFERENCE_GRANTS];
+    const RESOURCES: &'static [&'static str] = &[
+        PODS,
+        INGRESSES,
+        GATEWAYS,
+        INGRESS_CLASSES,
+        GATEWAY_CLASSES,
+        REFERENCE_GRANTS,
+    ];
 
     fn apply(&mut self, key: &Key, old: Option<&Stored>, new: Option<&Stored>) {
         match &*key.resource {
             PODS => self.pod(key, old, new),
             REFERENCE_GRANTS => self.grant(key, new),
+            INGRESS_CLASSES | GATEWAY_CLASSES => self.class(key, new),
             _ => self.front(key, new),
         }
     }
 }
 
-fn secret(front: &Key, namespace: &str, name: &Value) -> Option<Reference> {
+fn ingress(key: &Key, object: &Value) -> Front {
+    let annotation = &object["metadata"]["annotations"][INGRESS_CLASS_ANNOTATION];
+    let class = object["spec"]["ingressClassName"].as_str();
+    let class = class.or(annotation.as_str()).unwrap_or_default();
+    let tls = object["spec"]["tls"].as_array().into_iter().flatten();
+    Front {
+        class: (INGRESS_CLASSES, class.into()),
+        secrets: tls
+            .filter_map(|tls| secret(&key.namespace, &tls["secretName"]))
+            .collect(),
+    }
+}
+
+fn gateway(key: &Key, object: &Value) -> Front {
+    let class = object["spec"]["gatewayClassName"].as_str();
+    let listeners = object["spec"]["listeners"].as_array().into_iter().flatten();
+    let references = listeners.flat_map(|listener| {
+        let references = listener["tls"]["certificateRefs"].as_array();
+        references.into_iter().flatten()
+    });
+    let text = |reference: &Value, key: &str| reference[key].as_str().map(str::to_owned);
+    Front {
+        class: (GATEWAY_CLASSES, class.unwrap_or_default().into()),
+        secrets: references
+            .filter(|reference| {
+                text(reference, "group").is_none_or(|group| group.is_empty())
+                    && text(reference, "kind").is_none_or(|kind| kind == "Secret")
+            })
+            .filter_map(|reference| {
+                let namespace = reference["namespace"].as_str().unwrap_or(&key.namespace);
+                secret(namespace, &reference["name"])
+            })
+            .collect(),
+    }
+}
+
+fn secret(namespace: &str, name: &Value) -> Option<Object> {
     let name = name.as_str().filter(|name| !name.is_empty())?;
-    Some(Reference {
-        from: Arc::clone(&front.namespace),
-        secret: Object {
-            what: What::Secret,
-            namespace: namespace.into(),
-            name: name.into(),
-        },
+    Some(Object {
+        what: What::Secret,
+        namespace: namespace.into(),
+        name: name.into(),
     })
 }
 
@@ -388,14 +425,33 @@ mod tests {
     #[test]
     fn certificates_of_ingresses_and_gateways_are_every_nodes() {
         let mut world = World(Graph::default(), HashMap::new());
-        let ingress = json!({"spec": {"tls": [{"hosts": ["a"], "secretName": "web"}]}});
+        let ours = json!({"spec": {"controller": "coracle.dev/ingress"}});
+        world.put(INGRESS_CLASSES, "c", Some(ours));
+        let ours = json!({"spec": {"controllerName": "coracle.dev/gateway"}});
+        world.put(GATEWAY_CLASSES, "c", Some(ours.clone()));
+        let ingress = json!({"spec": {"ingressClassName": "c", "tls": [{"hosts": ["a"], "secretName": "web"}]}});
         world.put(INGRESSES, "i", Some(ingress.clone()));
         world.put(INGRESSES, "j", Some(ingress));
-        let gateway = json!({"spec": {"listeners": [{"tls": {"certificateRefs": [
+        let gateway = json!({"spec": {"gatewayClassName": "c", "listeners": [{"tls": {"certificateRefs": [
             {"name": "front"}, {"name": "far", "namespace": "other"}, {"name": "map", "kind": "ConfigMap"}]}}]}});
         world.put(GATEWAYS, "g", Some(gateway));
         assert!(world.secret("n1", "web") && world.secret("n2", "front"));
         assert!(!world.secret("n1", "map"));
+        world.put(GATEWAY_CLASSES, "c", None);
+        assert!(!world.secret("n2", "front"), "nobody's Gateway");
+        world.put(GATEWAY_CLASSES, "c", Some(ours));
+        let other = json!({"spec": {"controller": "k8s.io/ingress-nginx"}});
+        world.put(INGRESS_CLASSES, "nginx", Some(other));
+        let foreign =
+            json!({"spec": {"ingressClassName": "nginx", "tls": [{"secretName": "theirs"}]}});
+        world.put(INGRESSES, "k", Some(foreign));
+        assert!(
+            !world.secret("n1", "theirs"),
+            "another controller's Ingress"
+        );
+        let old = json!({"metadata": {"annotations": {"kubernetes.io/ingress.class": "c"}}, "spec": {"tls": [{"secretName": "old"}]}});
+        world.put(INGRESSES, "l", Some(old));
+        assert!(world.secret("n1", "old"), "by annotation");
         let far = |world: &World| world.0.has("n1", What::Secret, "other", "far");
         assert!(!far(&world), "nobody let it");
         let key = Key::new(REFERENCE_GRANTS, "other", "r");

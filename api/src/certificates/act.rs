@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
-use types::well_known::{NAMESPACE_DEFAULT, NAMESPACE_SYSTEM};
+use types::well_known::{NAMESPACE_DEFAULT, NAMESPACE_NODE_LEASE, NAMESPACE_SYSTEM};
 
 use super::request::Request;
 use super::{Action, Facts, GROUP, PLURAL, STORAGE, decide};
@@ -27,6 +27,9 @@ use crate::status::{Error, Reason};
 const MANAGER: &str = "kube-controller-manager";
 /// How often requests that wait are looked at though nothing is known to have changed: RBAC may have.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+const LEASES: &str = "coordination.k8s.io/leases";
+/// A node that renewed its lease no later than this ago is alive.
+const SILENT: jiff::SignedDuration = jiff::SignedDuration::from_secs(40);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Approves and signs until the server stops.
@@ -251,6 +254,23 @@ impl Facts for Cluster<'_> {
 
     fn node(&self, name: &str) -> Option<(Vec<IpAddr>, Vec<String>)> {
         self.object("nodes", "", name).map(|node| addresses(&node))
+    }
+
+    fn is_alive(&self, name: &str) -> bool {
+        let node = self.object("nodes", "", name).unwrap_or_default();
+        let conditions = node["status"]["conditions"].as_array();
+        let mut conditions = conditions.into_iter().flatten();
+        let ready =
+            |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+        if !conditions.any(ready) {
+            return false;
+        }
+        let lease = self.object(LEASES, NAMESPACE_NODE_LEASE, name);
+        let renewed = lease.and_then(|lease| {
+            let text = lease["spec"]["renewTime"].as_str()?;
+            text.parse::<jiff::Timestamp>().ok()
+        });
+        renewed.is_some_and(|renewed| handlers::now().duration_since(renewed) < SILENT)
     }
 
     fn is_server(&self, address: IpAddr) -> bool {

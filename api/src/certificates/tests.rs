@@ -14,6 +14,7 @@ struct World {
     nodes: BTreeMap<&'static str, (Vec<IpAddr>, Vec<String>)>,
     taken: Vec<IpAddr>,
     servers: Vec<IpAddr>,
+    alive: Vec<&'static str>,
 }
 
 impl Facts for World {
@@ -26,6 +27,10 @@ impl Facts for World {
 
     fn node(&self, name: &str) -> Option<(Vec<IpAddr>, Vec<String>)> {
         self.nodes.get(name).cloned()
+    }
+
+    fn is_alive(&self, name: &str) -> bool {
+        self.alive.contains(&name)
     }
 
     fn is_taken(&self, address: IpAddr, _: &str) -> bool {
@@ -132,6 +137,34 @@ fn a_client_certificate_is_approved_for_bootstrappers_and_for_the_node_itself() 
     assert_eq!(action, Action::Leave, "of another signer");
     let action = decide(&csr("example.com/own", CLIENT, BOOTSTRAP, &n1), &world);
     assert_eq!(action, Action::Leave, "of somebody else's signer");
+}
+
+#[test]
+fn a_bootstrap_token_waits_while_a_node_of_the_name_is_alive() {
+    let mut world = World {
+        alive: vec!["n1"],
+        ..World::default()
+    };
+    let ask = |name: &str, by, world: &World| {
+        let request = request(&format!("system:node:{name}"), "system:nodes", &[]);
+        decide(&csr(NODE_CLIENT, CLIENT, by, &request), world)
+    };
+    assert_eq!(ask("n1", BOOTSTRAP, &world), Action::Wait);
+    assert!(matches!(ask("n2", BOOTSTRAP, &world), Action::Approve(_)));
+    assert!(
+        matches!(ask("n1", N1, &world), Action::Approve(_)),
+        "a node renews its own"
+    );
+    let installer: (&str, &[&str]) = ("installer", &["system:bootstrappers"]);
+    assert!(
+        matches!(ask("n1", installer, &world), Action::Approve(_)),
+        "a person whom RBAC lets"
+    );
+    world.alive.clear();
+    assert!(
+        matches!(ask("n1", BOOTSTRAP, &world), Action::Approve(_)),
+        "its machine lost its data and joins again"
+    );
 }
 
 #[test]

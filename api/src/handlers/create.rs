@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use super::Call;
+use super::negotiate::Shape;
 use super::reply::Reply;
 use crate::auth::reviews;
 use crate::kinds::strategy::Door;
@@ -34,7 +35,7 @@ pub(super) async fn create(call: &Call<'_>, body: Bytes) -> Result<Reply, Error>
             access,
             call.now,
         )?;
-        if call.accept.shape != super::Shape::Object {
+        if call.accept.shape != Shape::Object {
             return Err(not_a_table());
         }
         let bytes = encode::finished(&object);

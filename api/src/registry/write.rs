@@ -385,6 +385,7 @@ impl Registry<'_> {
             access: &self.api.access,
             old,
             dry_run: self.dry_run,
+            tolerations: self.api.settings.tolerations,
         }
     }
 
@@ -393,7 +394,8 @@ impl Registry<'_> {
         admission::validate(&self.attributes(verb, name, None), body, &self.lookups())
     }
 
-    pub(super) fn admit_deletion(&self, name: &str, old: &Object) -> Result<(), Error> {
+    /// Asks admission whether this object may be deleted.
+    pub(crate) fn admit_deletion(&self, name: &str, old: &Object) -> Result<(), Error> {
         admission::delete(&self.attributes("delete", name, Some(old)))
     }
 

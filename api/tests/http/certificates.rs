@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 use crate::support::World;
 
-const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+pub(crate) const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 
-fn csr(name: &str, signer: &str, subject: (&str, &str), dns: &[&str]) -> Value {
+pub(crate) fn csr(name: &str, signer: &str, subject: (&str, &str), dns: &[&str]) -> Value {
     let names: Vec<String> = dns.iter().map(|&name| name.to_owned()).collect();
     let mut params = CertificateParams::new(names).expect("names");
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -39,7 +39,7 @@ fn csr(name: &str, signer: &str, subject: (&str, &str), dns: &[&str]) -> Value {
 }
 
 /// The request once `done` says so of it.
-async fn wait(world: &World, name: &str, done: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn wait(world: &World, name: &str, done: impl Fn(&Value) -> bool) -> Value {
     use futures::TryStreamExt as _;
     let uri = format!("{CSRS}?watch=1&fieldSelector=metadata.name%3D{name}&timeoutSeconds=20");
     let request = http::Request::get(uri).body(Vec::new()).expect("a request");
@@ -64,7 +64,7 @@ async fn wait(world: &World, name: &str, done: impl Fn(&Value) -> bool) -> Value
         .expect("in time")
 }
 
-fn signed(csr: &Value) -> bool {
+pub(crate) fn signed(csr: &Value) -> bool {
     csr["status"]["certificate"].is_string()
 }
 

@@ -46,6 +46,8 @@ pub(super) async fn evict(call: &Call<'_>, body: &[u8]) -> Result<Reply, Error> 
     let stored = registry.find(&call.path.name)?;
     let pod = registry.read(&stored)?;
     demand(&pod, &mut deletion)?;
+    // Who may not delete it must not use up its budget either.
+    registry.admit_deletion(&call.path.name, &pod)?;
     let mut unready = false;
     if !may_go_freely(&pod) {
         unready = ask_budget(call, &pod, deletion.dry_run).await? == Leave::WhileUnready;

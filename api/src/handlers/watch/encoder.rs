@@ -167,7 +167,7 @@ impl Encoder {
                 Ok(wrap(ty.as_str(), &out))
             }
             Shape::Table => {
-                let revision = super::super::revision_of(bytes);
+                let revision = crate::handlers::call::revision_of(bytes);
                 let meta = ListMeta {
                     revision,
                     ..ListMeta::default()

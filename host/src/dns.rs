@@ -2,6 +2,7 @@
 //! No packet is sent for a name of the cluster. [`server`] answers everybody else from the same table.
 
 pub(crate) mod args;
+pub(crate) mod files;
 pub(crate) mod search;
 pub(crate) mod server;
 pub(crate) mod upstream;

@@ -33,6 +33,7 @@ pub(crate) use mirror::Error as MirrorError;
 use mirror::{Mirrors, Target};
 use reference::Reference;
 use registry::Registry;
+pub(crate) use store::digest;
 use store::{Record, Store};
 
 /// Registries asked at the same time.

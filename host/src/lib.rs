@@ -27,5 +27,6 @@ pub mod tls;
 pub use args::{Args, MirrorFlag, machine_name};
 pub use dns::args::DnsArgs;
 pub use node::given::{GivenError, Labels, Taints};
+pub use pods::toolbox::Toolbox;
 pub use start::{Config, Error, Handle, start};
 pub use tls::{Certificates, NodeTls};

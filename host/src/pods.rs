@@ -32,6 +32,7 @@ mod sandbox;
 mod start;
 mod status;
 mod tell;
+pub(crate) mod toolbox;
 mod volumes;
 mod worker;
 

@@ -22,18 +22,21 @@ mod logs;
 mod outgoing;
 mod service;
 mod sockets;
+mod stdio;
 #[cfg(test)]
 mod tests;
 mod workload;
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
@@ -41,6 +44,7 @@ use crate::network::{HttpHandler, PodNetwork};
 use engine::{Engines, Flavor, Lane};
 use guest::{Guest, Template};
 use limits::Meter;
+pub use stdio::Input;
 use workload::State;
 
 /// How long a request may go without an answer, unless [`Runtime::request_timeout`] says otherwise.
@@ -147,6 +151,8 @@ pub struct Mount {
     /// Absolute guest path, `/etc/config`.
     pub guest: String,
     pub read_only: bool,
+    /// Of a `host` that names it by its descriptor.
+    pub held: Option<Arc<OwnedFd>>,
 }
 
 /// 0 means unlimited for both.
@@ -182,8 +188,24 @@ pub struct Workload {
     pub mounts: Vec<Mount>,
     pub limits: Limits,
     pub reuse: Option<Reuse>,
+    /// Without it the guest reads the end at once.
+    pub stdin: Option<Arc<Input>>,
+    /// Whether stdout and stderr are a terminal.
+    pub terminal: bool,
     pub logs: Arc<dyn LogSink>,
     pub network: Arc<PodNetwork>,
+}
+
+/// A process beside a workload: in its network, with its mounts, on its account. See [`Runtime::exec`].
+pub struct Process {
+    pub name: String,
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// Beside the workload's own.
+    pub mounts: Vec<Mount>,
+    pub stdin: Option<Arc<Input>>,
+    pub terminal: bool,
+    pub output: Arc<dyn LogSink>,
 }
 
 /// How a workload ended.
@@ -316,7 +338,7 @@ impl Runtime {
         let reuse = workload.reuse;
         let meter = Meter::new(workload.limits, Arc::clone(self.shared.engines.tick()));
         let template = Template::new(workload, Arc::new(meter))?;
-        let state = State::new(template, self.timeout);
+        let state = State::new(template, self.timeout, CancellationToken::new());
         let (loaded, shared) = (Arc::clone(&component.loaded), Arc::clone(&self.shared));
         let handler: Option<Arc<dyn HttpHandler>> = match component.world {
             World::Http02 => {
@@ -330,13 +352,56 @@ impl Runtime {
                 Some(handler)
             }
             World::Command02 | World::Command03 => {
-                command::spawn(Arc::clone(&state), loaded, shared)?;
+                let lane = shared.lane(loaded.flavor()).map_err(engine_failed)?;
+                let place = Arc::clone(&lane.processes)
+                    .try_acquire_owned()
+                    .map_err(|_| StartError::Full(self.shared.engines.max_pods()))?;
+                command::spawn(Arc::clone(&state), loaded, shared, place);
                 None
             }
         };
         Ok(Running {
             state,
             handler,
+            _component: Arc::clone(component),
+        })
+    }
+
+    /// Starts a process beside a workload: it sees the same network and the same mounts (and its own), and what it uses
+    /// counts for the same limits. It ends with the workload (137), never the other way round: memory it is denied ends it
+    /// alone. It takes no place of a workload.
+    pub fn exec(
+        &self,
+        beside: &Running,
+        component: &Arc<Component>,
+        process: Process,
+    ) -> Result<Running, StartError> {
+        let of = &beside.state.template;
+        let workload = Workload {
+            name: process.name,
+            args: process.args,
+            env: process.env,
+            working_dir: of.workload.working_dir.clone(),
+            mounts: [&of.workload.mounts[..], &process.mounts[..]].concat(),
+            limits: of.workload.limits,
+            reuse: None,
+            stdin: process.stdin,
+            terminal: process.terminal,
+            logs: process.output,
+            network: Arc::clone(&of.workload.network),
+        };
+        let template = Template::new(workload, Arc::new(of.meter.beside()))?;
+        let killed = beside.state.killed.child_token();
+        let state = State::new(template, self.timeout, killed);
+        let (loaded, shared) = (Arc::clone(&component.loaded), Arc::clone(&self.shared));
+        let lane = shared.lane(loaded.flavor()).map_err(engine_failed)?;
+        let place = Arc::clone(&lane.slots)
+            .try_acquire_owned()
+            .map_err(|_| StartError::Full(engine::HTTP_INSTANCES as usize))?;
+        command::spawn(Arc::clone(&state), loaded, shared, place);
+        Ok(Running {
+            state,
+            handler: None,
             _component: Arc::clone(component),
         })
     }
@@ -381,6 +446,28 @@ impl Running {
         self.state.end(workload::killed(137));
     }
 
+    /// Ends it now, with this code: what a signal would have done.
+    pub fn end(&self, code: i32) {
+        self.state.end(workload::killed(code));
+    }
+
+    /// As it was started.
+    pub fn args(&self) -> &[String] {
+        &self.state.template.workload.args
+    }
+
+    pub fn environment(&self) -> &[(String, String)] {
+        &self.state.template.workload.env
+    }
+
+    pub fn mounts(&self) -> &[Mount] {
+        &self.state.template.workload.mounts
+    }
+
+    pub fn network(&self) -> &Arc<PodNetwork> {
+        &self.state.template.workload.network
+    }
+
     pub fn usage(&self) -> Usage {
         self.state.usage()
     }
@@ -395,6 +482,10 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn engine_failed(error: wasmtime::Error) -> StartError {
+    StartError::Engine(format!("{error:#}"))
 }
 
 // === impl Shared ===

@@ -29,6 +29,7 @@ use crate::pods::context::{Context, Parts};
 use crate::pods::events;
 use crate::pods::known::Known;
 use crate::pods::logs::{Logs, WriterThread};
+use crate::pods::toolbox::{Shelf, Toolbox};
 use crate::pods::{self, Pods};
 use crate::runtime::{self, Runtime};
 use crate::serve;
@@ -56,6 +57,8 @@ pub struct Config {
     pub mirrors: Vec<(String, String)>,
     /// Images that came with the program: (name, bytes); a name without tag means every tag.
     pub bundled: Vec<(String, &'static [u8])>,
+    /// What `kubectl exec` runs; without it there is no exec.
+    pub toolbox: Option<Toolbox>,
     pub max_pods: u32,
     /// Addresses of this node's pods; without them the node waits until a controller has given it some.
     pub pod_cidr: Option<Ipv4Net>,
@@ -154,6 +157,7 @@ impl Config {
             taints: Vec::new(),
             mirrors: Vec::new(),
             bundled: Vec::new(),
+            toolbox: None,
             max_pods: 5_000,
             pod_cidr: Some(network.pod_cidr),
             cluster_cidr: network.cluster_cidr,
@@ -215,7 +219,11 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     stage.send_replace(Stage::Running);
     let (recorder, writer) = events::channel(config.client.clone(), config.node_name.clone());
     tasks.spawn(writer.run(stop.clone()));
-    let known = Known::default();
+    let pods_directory = config.data_dir.join("pods");
+    let shelf = config
+        .toolbox
+        .map(|toolbox| Shelf::new(toolbox, runtime.clone(), pods_directory.clone()));
+    let known = Known::with(shelf);
     let linked = keep_links(&config, &network, &tasks, &stop);
     tasks.spawn(serve::run(
         listener,
@@ -229,7 +237,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         node_name: config.node_name.clone(),
         host_ip: identity.address.clone(),
         allocatable: node::allocatable(&identity.machine, config.max_pods),
-        pods_directory: config.data_dir.join("pods"),
+        pods_directory,
         runtime,
         network: Arc::clone(&network),
         images,

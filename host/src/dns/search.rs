@@ -32,7 +32,10 @@ pub(crate) fn candidates<'a>(
         .chain((!first).then(|| bare.to_owned()))
 }
 
-fn searches<'a>(pod: &'a PodIdentity, domain: &'a str) -> impl Iterator<Item = String> + 'a {
+pub(crate) fn searches<'a>(
+    pod: &'a PodIdentity,
+    domain: &'a str,
+) -> impl Iterator<Item = String> + 'a {
     let cluster = (pod.dns_policy == DnsPolicy::ClusterFirst).then(|| {
         [
             format!("{}.svc.{domain}", pod.namespace),

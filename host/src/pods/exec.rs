@@ -1,10 +1,46 @@
-//! The door for `exec` and `attach`: which container is meant, and whether it can be asked. What carries the streams (WebSocket,
-//! SPDY) is none of its business; it sees readers and writers.
+//! `exec` and `attach`: which container is meant, a process beside it, the container's own streams. What carries them
+//! (WebSocket, SPDY) is none of this module's business; it sees readers and writers.
+//!
+//! ```text
+//!  client ─ stdin ─▶ Stdin [discipline, with a tty] ─▶ Input ─▶ guest
+//!  client ◀ stdout, stderr ─ Outlet ◀─ [Screen, with a tty] ◀─ guest (exec), or the container's log (attach)
+//! ```
+//!
+//! A guest cannot fork, so `exec` runs the toolbox (`toolbox.rs`) as another instance in the container's sandbox: its
+//! environment, mounts, working directory and network, and on its account: memory and CPU count for the container's limits. A
+//! process that asks for more memory than is left ends alone, with 137; the container is not touched. When the container
+//! ends, its processes do, too (137). A client that goes away ends its process.
+//!
+//! Differs from Kubernetes: there are no signals. In a terminal, ^C ends the process (130), as SIGINT would, unless it is an
+//! interactive shell: that one reads the byte 0x03 where it reads its input, in front of anything typed before, and goes
+//! on. A shell that runs something which reads nothing is ended by a second ^C, and by ^\ (131) in any case.
 
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::known::Known;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::known::{Entry, Known, Record};
+use super::toolbox::{self, Shelf, Shown};
+use crate::runtime::{Exit, ExitCause, LogSink, LogStream, Process, Running, StartError};
+
+mod discipline;
+mod outlet;
+mod stdin;
+
+pub(super) use outlet::Outlet;
+use outlet::{ATTACH, EXEC, End};
+use stdin::Fed;
+pub(super) use stdin::{Interrupts, Screen, Stdin};
+
+/// After the process ended, a client may take so long for its last words.
+const LAST_WORDS: Duration = Duration::from_secs(30);
+/// A client that has a terminal says at once how large it is.
+const FIRST_SIZE: Duration = Duration::from_millis(100);
+/// Most of a probe's or a hook's output that is kept, as upstream.
+const CAPTURED: usize = 10 * 1024;
 
 /// Which container.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -43,13 +79,52 @@ pub(crate) enum ExecError {
     NoContainer { container: String },
     #[error("container {container} is not running")]
     NotRunning { container: String },
-    #[error("{what} is not supported by this node yet")]
-    NotYet { what: &'static str },
+    #[error("{what} is not supported by this node: it came without a toolbox")]
+    NoToolbox { what: &'static str },
+    #[error("you must specify at least one command for the container")]
+    Nothing,
+    #[error("exec: \"{command}\": {}", if *path { "stat ".to_owned() + command + ": no such file or directory" } else { "executable file not found in $PATH".to_owned() })]
+    NoCommand {
+        command: String,
+        /// It was looked for at one place only.
+        path: bool,
+    },
+    #[error("{most} sessions run on this {of} already")]
+    TooMany { most: usize, of: &'static str },
+    #[error("failed to start exec: {why}")]
+    Start { why: String },
+    #[error("command timed out: {command:?} timed out after {}s", limit.as_secs())]
+    TimedOut { command: String, limit: Duration },
+    #[error("the client did not keep up with the container's output, {ATTACH} bytes of it waited")]
+    FellBehind,
+    #[error("the client is gone")]
+    Gone,
 }
+
+/// A container that runs, to start something beside it.
+#[derive(Clone)]
+pub(super) struct Beside {
+    pub(super) record: Arc<Record>,
+    pub(super) container: String,
+    pub(super) running: Arc<Running>,
+}
+
+/// A process that runs. Dropping it kills it.
+struct Begun {
+    running: Running,
+    _place: OwnedSemaphorePermit,
+    _entry: Entry,
+}
+
+// === impl Known ===
 
 impl Known {
     /// What can be said before any stream is open.
     pub(crate) fn check(&self, target: &Target) -> Result<(), ExecError> {
+        self.beside(target).map(drop)
+    }
+
+    fn beside(&self, target: &Target) -> Result<Beside, ExecError> {
         let record = self
             .find(&target.namespace, &target.pod)
             .filter(|record| target.uid.as_ref().is_none_or(|uid| *uid == record.uid))
@@ -60,30 +135,280 @@ impl Known {
                 .ok_or_else(|| ExecError::NoContainer {
                     container: target.container.clone(),
                 })?;
-        match container.running {
-            Some(_) => Ok(()),
-            None => Err(ExecError::NotRunning {
-                container: target.container.clone(),
-            }),
-        }
+        let running = container.running.ok_or_else(|| ExecError::NotRunning {
+            container: target.container.clone(),
+        })?;
+        Ok(Beside {
+            record,
+            container: container.name,
+            running,
+        })
     }
 
     /// Runs `command` beside the container until it ends; its exit code. Cancel by dropping: the guest ends.
     pub(crate) async fn exec(
         &self,
         target: Target,
-        _command: Vec<String>,
-        _session: Session,
+        command: Vec<String>,
+        session: Session,
     ) -> Result<i32, ExecError> {
-        self.check(&target)?;
-        Err(ExecError::NotYet { what: "exec" })
+        let beside = self.beside(&target)?;
+        let shelf = self.shelf().ok_or(ExecError::NoToolbox { what: "exec" })?;
+        shelf.converse(&beside, &command, session).await
     }
 
-    /// Joins the container's own streams until it ends; its exit code. Cancel by dropping: the container goes on.
-    pub(crate) async fn attach(&self, target: Target, _session: Session) -> Result<i32, ExecError> {
-        self.check(&target)?;
-        Err(ExecError::NotYet { what: "attach" })
+    /// Joins the container's own streams until it ends. Cancel by dropping: the container goes on.
+    pub(crate) async fn attach(&self, target: Target, session: Session) -> Result<i32, ExecError> {
+        let beside = self.beside(&target)?;
+        let container = beside.record.container(&beside.container);
+        let not_running = || ExecError::NotRunning {
+            container: target.container.clone(),
+        };
+        let (log, own) = container
+            .and_then(|container| Some((container.log?, container.stdin)))
+            .ok_or_else(not_running)?;
+        let outlet = Outlet::new(ATTACH);
+        log.listen(&outlet);
+        // Its first client's leaving is the end of a `stdinOnce`.
+        let once = own
+            .as_deref()
+            .map(Stdin::once)
+            .filter(|_| session.stdin.is_some());
+        let keys = async {
+            if let (Some(client), Some(own)) = (session.stdin, &own)
+                && let Fed::Ended(code) = own.feed(client, &log).await
+            {
+                beside.running.end(code);
+            }
+            drop(once);
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            biased;
+            delivered = deliver(&outlet, session.stdout, session.stderr) => match delivered? {
+                End::Closed => Ok(0),
+                End::FellBehind => Err(ExecError::FellBehind),
+            },
+            never = keys => match never {},
+            never = ignore(session.resize) => match never {},
+        }
     }
+}
+
+// === impl Shelf ===
+
+impl Shelf {
+    /// A client's session.
+    async fn converse(
+        &self,
+        beside: &Beside,
+        command: &[String],
+        mut session: Session,
+    ) -> Result<i32, ExecError> {
+        let tty = session.tty;
+        let size = match tty {
+            true => tokio::time::timeout(FIRST_SIZE, session.resize.recv()).await,
+            false => Ok(None),
+        };
+        let stdin =
+            (session.stdin.is_some() || tty).then(|| Stdin::new(tty, interrupts(command), true));
+        let outlet = Outlet::new(EXEC);
+        let output: Arc<dyn LogSink> = match tty {
+            true => Arc::new(Screen(Arc::clone(&outlet) as _)),
+            false => Arc::clone(&outlet) as _,
+        };
+        let begun = self
+            .begin(
+                beside,
+                command,
+                stdin.as_ref(),
+                Arc::clone(&output),
+                size.ok().flatten(),
+            )
+            .await?;
+        let process = &begun.running;
+        let keys = async {
+            if let Some(stdin) = &stdin {
+                if let Some(client) = session.stdin
+                    && let Fed::Ended(code) = stdin.feed(client, &*outlet).await
+                {
+                    process.end(code);
+                }
+                stdin.close();
+            }
+            std::future::pending::<Infallible>().await
+        };
+        let deliver = deliver(&outlet, session.stdout, session.stderr);
+        tokio::pin!(deliver);
+        let exit = tokio::select! {
+            biased;
+            // Before the queue is closed this ends only when the client does.
+            delivered = &mut deliver => return delivered.and(Err(ExecError::Gone)),
+            exit = process.wait() => exit,
+            never = keys => match never {},
+            never = ignore(session.resize) => match never {},
+        };
+        explain(&exit, &*output);
+        outlet.close();
+        // A client that does not take them in time still learns the code.
+        let _ = tokio::time::timeout(LAST_WORDS, deliver).await;
+        Ok(exit.code)
+    }
+
+    /// Runs `command` beside the container, within `limit`: its exit code and the beginning of what it said.
+    pub(super) async fn run(
+        &self,
+        beside: &Beside,
+        command: &[String],
+        limit: Duration,
+    ) -> Result<(i32, String), ExecError> {
+        let outlet = Outlet::new(EXEC);
+        let output: Arc<dyn LogSink> = Arc::clone(&outlet) as _;
+        let run = async {
+            let begun = self
+                .begin(beside, command, None, Arc::clone(&output), None)
+                .await?;
+            let mut said = Vec::new();
+            let listen = async {
+                while let Ok((_, bytes)) = outlet.next().await {
+                    let room = CAPTURED.saturating_sub(said.len()).min(bytes.len());
+                    said.extend_from_slice(&bytes[..room]);
+                }
+            };
+            let end = async {
+                let exit = begun.running.wait().await;
+                explain(&exit, &*output);
+                outlet.close();
+                exit
+            };
+            let ((), exit) = tokio::join!(listen, end);
+            Ok((exit.code, String::from_utf8_lossy(&said).into_owned()))
+        };
+        tokio::time::timeout(limit, run).await.unwrap_or_else(|_| {
+            Err(ExecError::TimedOut {
+                command: command.join(" "),
+                limit,
+            })
+        })
+    }
+
+    async fn begin(
+        &self,
+        beside: &Beside,
+        command: &[String],
+        stdin: Option<&Stdin>,
+        output: Arc<dyn LogSink>,
+        size: Option<Size>,
+    ) -> Result<Begun, ExecError> {
+        let (name, rest) = command.split_first().ok_or(ExecError::Nothing)?;
+        let applet = self.applet(name)?;
+        let place = self.session()?;
+        let Beside {
+            record,
+            container,
+            running,
+        } = beside;
+        let entry = record.enter(command.join(" "))?;
+        let component = self.component().await?;
+        let failed = |why: String| ExecError::Start { why };
+        let etc = self
+            .etc(&record.uid, running)
+            .await
+            .map_err(|error| failed(format!("cannot write the pod's /etc: {error}")))?;
+        let mut shown = vec![Shown {
+            pid: 1,
+            seconds: running.usage().cpu_nanos / 1_000_000_000,
+            command: running.args().join(" "),
+        }];
+        shown.extend(record.sessions().into_iter().map(|(pid, command)| Shown {
+            pid,
+            seconds: 0,
+            command,
+        }));
+        let tty = stdin.is_some_and(Stdin::is_terminal);
+        let hostname = &running.network().identity().hostname;
+        let process = Process {
+            name: format!(
+                "{}/{}/{container} exec {applet}",
+                record.namespace, record.name
+            ),
+            args: std::iter::once(applet.to_owned())
+                .chain(rest.iter().cloned())
+                .collect(),
+            env: toolbox::environment(running.environment(), hostname, size, tty, &shown),
+            mounts: etc.into_iter().collect(),
+            stdin: stdin.map(Stdin::input),
+            terminal: tty,
+            output,
+        };
+        let process = self.runtime().exec(running, &component, process);
+        let running = process.map_err(|error| match error {
+            StartError::Mount { ref source, .. } => failed(format!("{error}: {source}")),
+            error => failed(error.to_string()),
+        })?;
+        Ok(Begun {
+            running,
+            _place: place,
+            _entry: entry,
+        })
+    }
+}
+
+/// A shell somebody types into reads ^C itself; anything else is ended by it.
+pub(super) fn interrupts(command: &[String]) -> Interrupts {
+    let Some((name, rest)) = command.split_first() else {
+        return Interrupts::End;
+    };
+    let name = name.rsplit('/').next().unwrap_or_default();
+    let shell = matches!(name, "sh" | "ash" | "bash");
+    // `-c` runs a command, a word that is no option is a script.
+    let script = |argument: &String| !argument.starts_with('-') || argument.contains('c');
+    if shell && !rest.iter().any(script) {
+        Interrupts::AreRead
+    } else {
+        Interrupts::End
+    }
+}
+
+/// A trap is told where the command's output goes.
+fn explain(exit: &Exit, output: &dyn LogSink) {
+    if matches!(exit.cause, ExitCause::Trapped | ExitCause::OutOfMemory) && !exit.message.is_empty()
+    {
+        let message = format!("coracle: {}\n", exit.message);
+        output.write(LogStream::Stderr, message.as_bytes());
+    }
+}
+
+/// Until there is no more, or the client is gone.
+async fn deliver(
+    outlet: &Outlet,
+    mut stdout: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    mut stderr: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+) -> Result<End, ExecError> {
+    loop {
+        let (stream, bytes) = match outlet.next().await {
+            Ok(next) => next,
+            Err(end) => return Ok(end),
+        };
+        let writer = match stream {
+            LogStream::Stdout => &mut stdout,
+            LogStream::Stderr => &mut stderr,
+        };
+        // What the client did not ask for is not for it.
+        if let Some(writer) = writer {
+            let written = async {
+                writer.write_all(&bytes).await?;
+                writer.flush().await
+            };
+            written.await.map_err(|_| ExecError::Gone)?;
+        }
+    }
+}
+
+/// A guest cannot be told of a new size; it has the first one in its environment.
+async fn ignore(mut resize: mpsc::Receiver<Size>) -> Infallible {
+    while resize.recv().await.is_some() {}
+    std::future::pending().await
 }
 
 #[cfg(test)]

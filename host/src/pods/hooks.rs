@@ -1,11 +1,13 @@
-//! Asking a container something over its own network: probes and lifecycle hooks. Acts; what an answer means is decided elsewhere.
+//! Asking a container something, over its own network or by a command beside it: probes and lifecycle hooks. Acts; what an
+//! answer means is decided elsewhere.
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler, Probe};
+use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, LifecycleHandler, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::context::Context;
+use super::exec::{Beside, ExecError};
 use super::probes::{self, Answer};
 use crate::network::{HttpProbe, PodNetwork};
 
@@ -17,6 +19,7 @@ pub(super) async fn ask(
     context: &Context,
     network: &PodNetwork,
     container: &Container,
+    beside: &Beside,
     probe: &Probe,
 ) -> Answer {
     let timeout = probes::timeout(probe);
@@ -26,6 +29,12 @@ pub(super) async fn ask(
         match port(container, &tcp.port) {
             Some(port) => context.network.probe_tcp(network, port, timeout).await,
             None => Err(no_port(&tcp.port)),
+        }
+    } else if let Some(action) = &probe.exec {
+        match exec(context, beside, action, timeout).await {
+            Ok((0, _)) => Ok(()),
+            Ok((_, output)) => Err(output),
+            Err(error) => Err(error.to_string()),
         }
     } else {
         // Refused when the pod arrived.
@@ -37,11 +46,12 @@ pub(super) async fn ask(
     }
 }
 
-/// A lifecycle hook: a request, a connection or a pause, within `limit`.
+/// A lifecycle hook: a request, a connection, a command or a pause, within `limit`.
 pub(super) async fn run(
     context: &Context,
     network: &PodNetwork,
     container: &Container,
+    beside: &Beside,
     hook: &LifecycleHandler,
     limit: Duration,
 ) -> Result<(), String> {
@@ -57,7 +67,29 @@ pub(super) async fn run(
         let port = port(container, &tcp.port).ok_or_else(|| no_port(&tcp.port))?;
         return context.network.probe_tcp(network, port, limit).await;
     }
+    if let Some(action) = &hook.exec {
+        let command = action.command.iter().flatten();
+        let command = command.cloned().collect::<Vec<_>>().join(" ");
+        return match exec(context, beside, action, limit).await {
+            Ok((0, _)) => Ok(()),
+            Ok((code, output)) => Err(format!("command '{command}' exited with {code}: {output}")),
+            Err(error) => Err(error.to_string()),
+        };
+    }
     Err("this kind of hook is not supported by this node yet".to_owned())
+}
+
+async fn exec(
+    context: &Context,
+    beside: &Beside,
+    action: &ExecAction,
+    limit: Duration,
+) -> Result<(i32, String), ExecError> {
+    let shelf = context.known.shelf().ok_or(ExecError::NoToolbox {
+        what: "a command in a container",
+    })?;
+    let command = action.command.as_deref().unwrap_or_default();
+    shelf.run(beside, command, limit).await
 }
 
 async fn http(

@@ -1,11 +1,13 @@
 //! The pods of this node as the node endpoint sees them: which containers there are, where their logs are, what they use.
 //! Written by each pod's worker, read by anyone; decides nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::exec::{ExecError, Stdin};
 use super::logs::{self, Log};
+use super::toolbox::Shelf;
 use crate::runtime::{Running, Usage};
 
 /// All pods, by namespace and name. Cheap to clone.
@@ -13,6 +15,8 @@ use crate::runtime::{Running, Usage};
 pub(crate) struct Known {
     // Locked for a look-up.
     pods: Arc<Mutex<Records>>,
+    /// What runs beside containers, if the node has it.
+    shelf: Option<Arc<Shelf>>,
 }
 
 /// By namespace and name.
@@ -26,7 +30,18 @@ pub(crate) struct Record {
     pub(crate) log_directory: PathBuf,
     // Locked to copy or to set a few words.
     containers: Mutex<Vec<Container>>,
+    /// Processes beside the containers by their number. Locked to add or remove one.
+    sessions: Arc<Mutex<BTreeMap<u32, String>>>,
 }
+
+/// A process in its pod's list, until dropped.
+pub(super) struct Entry {
+    sessions: Arc<Mutex<BTreeMap<u32, String>>>,
+    pid: u32,
+}
+
+/// Processes beside the containers of one pod, at the same time.
+const SESSIONS: usize = 32;
 
 /// One container, at this moment.
 #[derive(Clone, Default)]
@@ -37,6 +52,8 @@ pub(crate) struct Container {
     /// The present instance's log, while it is open.
     pub(crate) log: Option<Arc<Log>>,
     pub(crate) running: Option<Arc<Running>>,
+    /// The present instance's, if the spec asks for one.
+    pub(super) stdin: Option<Arc<Stdin>>,
     /// Why it does not run: `ContainerCreating`.
     pub(crate) waiting: Option<String>,
 }
@@ -73,6 +90,17 @@ pub(crate) struct Sample {
 }
 
 impl Known {
+    pub(crate) fn with(shelf: Option<Shelf>) -> Known {
+        Known {
+            pods: Arc::default(),
+            shelf: shelf.map(Arc::new),
+        }
+    }
+
+    pub(super) fn shelf(&self) -> Option<&Arc<Shelf>> {
+        self.shelf.as_ref()
+    }
+
     pub(crate) fn insert(&self, record: Arc<Record>) {
         self.lock()
             .insert((record.namespace.clone(), record.name.clone()), record);
@@ -186,7 +214,34 @@ impl Record {
             uid: uid.to_owned(),
             log_directory,
             containers: Mutex::new(containers),
+            sessions: Arc::default(),
         }
+    }
+
+    /// The lowest number that is free; 1 is the container's own process.
+    pub(super) fn enter(&self, command: String) -> Result<Entry, ExecError> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if sessions.len() >= SESSIONS {
+            return Err(ExecError::TooMany {
+                most: SESSIONS,
+                of: "pod",
+            });
+        }
+        let free = (2..).find(|pid| !sessions.contains_key(pid));
+        let pid = free.unwrap_or(u32::MAX);
+        sessions.insert(pid, command);
+        Ok(Entry {
+            sessions: Arc::clone(&self.sessions),
+            pid,
+        })
+    }
+
+    pub(super) fn sessions(&self) -> Vec<(u32, String)> {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let listed = sessions.iter();
+        listed
+            .map(|(pid, command)| (*pid, command.clone()))
+            .collect()
     }
 
     pub(crate) fn update(&self, index: usize, change: impl FnOnce(&mut Container)) {
@@ -203,6 +258,13 @@ impl Record {
         self.containers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.remove(&self.pid);
     }
 }
 
@@ -264,6 +326,20 @@ mod tests {
             error(known(1).log("default", "web", "app", true)),
             "previous terminated container \"app\" in pod \"web\" not found"
         );
+    }
+
+    #[test]
+    fn a_pod_has_so_many_sessions_and_their_numbers_are_used_again() {
+        let known = known(1);
+        let record = known.find("default", "web").expect("known");
+        let mut entries: Vec<Entry> = (0..SESSIONS)
+            .map(|_| record.enter("sh".to_owned()).expect("room"))
+            .collect();
+        assert!(record.enter("sh".to_owned()).is_err());
+        entries.remove(0);
+        assert!(record.sessions().iter().all(|(pid, _)| *pid != 2));
+        let entry = record.enter("ls".to_owned()).expect("room");
+        assert_eq!(entry.pid, 2);
     }
 
     #[test]

@@ -11,11 +11,12 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 
+use super::exec::Outlet;
 use crate::runtime::{LogSink, LogStream};
 
 mod read;
@@ -65,6 +66,8 @@ struct Buffer {
     partial: [Vec<u8>; 2],
     queued: bool,
     closed: bool,
+    /// Clients that see what is written from now on. They never hold up who writes.
+    listeners: Vec<Weak<Outlet>>,
 }
 
 /// The node's log thread: takes logs with something to write, one after the other, so that a flood waits its turn.
@@ -173,7 +176,20 @@ impl Log {
         let mut buffer = self.lock();
         buffer.finish(now());
         buffer.closed = true;
+        for outlet in buffer.listeners.drain(..).filter_map(|weak| weak.upgrade()) {
+            outlet.close();
+        }
         self.schedule(buffer);
+    }
+
+    /// Sees what the instance writes from now on, as it writes it, for as long as somebody holds the outlet.
+    pub(super) fn listen(&self, outlet: &Arc<Outlet>) {
+        let mut buffer = self.lock();
+        if buffer.closed {
+            outlet.close();
+        } else {
+            buffer.listeners.push(Arc::downgrade(outlet));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Buffer> {
@@ -218,6 +234,15 @@ impl LogSink for Arc<Log> {
         let now = now();
         let mut buffer = self.lock();
         buffer.write(stream, bytes, now);
+        buffer
+            .listeners
+            .retain(|listener| match listener.upgrade() {
+                Some(outlet) => {
+                    outlet.offer(stream, bytes);
+                    true
+                }
+                None => false,
+            });
         self.schedule(buffer);
     }
 

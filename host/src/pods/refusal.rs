@@ -122,8 +122,6 @@ impl Refusals {
             &field("securityContext.privileged"),
             "a Wasm guest cannot have the machine's privileges",
         );
-        self.when(container.stdin == Some(true), &field("stdin"), NOT_YET);
-        self.when(container.tty == Some(true), &field("tty"), NOT_YET);
         let devices = container
             .volume_devices
             .as_ref()
@@ -190,7 +188,6 @@ impl Refusals {
     }
 
     fn probe(&mut self, at: &str, probe: &Probe) {
-        self.when(probe.exec.is_some(), &format!("{at}.exec"), NOT_YET);
         self.when(probe.grpc.is_some(), &format!("{at}.grpc"), NOT_YET);
         let https = probe
             .http_get
@@ -205,7 +202,6 @@ impl Refusals {
 
     fn hook(&mut self, at: &str, hook: Option<&LifecycleHandler>) {
         let Some(hook) = hook else { return };
-        self.when(hook.exec.is_some(), &format!("{at}.exec"), NOT_YET);
         let https = hook
             .http_get
             .as_ref()
@@ -284,7 +280,9 @@ mod tests {
             "volumes": [{"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "c"}}],
             "containers": [{"name": "app", "readinessProbe": {"httpGet": {"port": 80}},
                 "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
-                "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
+                "stdin": true, "tty": true,
+                "livenessProbe": {"exec": {"command": ["true"]}},
+                "lifecycle": {"preStop": {"sleep": {"seconds": 1}}, "postStart": {"exec": {"command": ["true"]}}},
                 "resources": {"limits": {"cpu": "1", "memory": "1Mi"}}}]}));
         assert!(refused.is_empty(), "{refused:?}");
     }
@@ -307,15 +305,15 @@ mod tests {
             "hostNetwork": true,
             "volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "x"}}],
             "containers": [{"name": "app",
-                "livenessProbe": {"exec": {"command": ["true"]}},
-                "lifecycle": {"preStop": {"exec": {"command": ["true"]}}},
+                "livenessProbe": {"grpc": {"port": 80}},
+                "lifecycle": {"stopSignal": "SIGHUP"},
                 "resources": {"limits": {"nvidia.com/gpu": "1"}}}]}));
         assert_eq!(
             refused,
             [
                 "spec.hostNetwork",
-                "spec.containers[0].livenessProbe.exec",
-                "spec.containers[0].lifecycle.preStop.exec",
+                "spec.containers[0].livenessProbe.grpc",
+                "spec.containers[0].lifecycle.stopSignal",
                 "spec.containers[0].resources.limits[nvidia.com/gpu]",
                 "spec.volumes[0].persistentVolumeClaim"
             ]

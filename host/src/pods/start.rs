@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +11,17 @@ use types::well_known::ANNOTATION_REUSE;
 
 use super::context::Context;
 use super::environment::{self, Sources};
+use super::exec::{self, Beside, Interrupts, Screen, Stdin};
+use super::known::Record;
 use super::lifecycle::Trouble;
 use super::logs::{self, Log};
 use super::sandbox::{self, Directories};
 use super::{hooks, objects, volumes};
 use crate::images::Image;
 use crate::network::{PodNetwork, Ports, Serving};
-use crate::runtime::{Component, Limits, LoadError, Mount, Reuse, Running, StartError, Workload};
+use crate::runtime::{
+    Component, Limits, LoadError, LogSink, Mount, Reuse, Running, StartError, Workload,
+};
 
 /// The Services a pod is told of must be known once; after this long it starts without.
 const SERVICES: Duration = Duration::from_secs(5);
@@ -29,6 +32,7 @@ const CONCURRENT: u32 = 16;
 pub(super) struct Job {
     pub(super) context: Arc<Context>,
     pub(super) pod: Arc<Pod>,
+    pub(super) record: Arc<Record>,
     pub(super) container: usize,
     pub(super) instance: u32,
     pub(super) image: Arc<Image>,
@@ -45,6 +49,8 @@ pub(super) struct Started {
     pub(super) component: Arc<Component>,
     pub(super) serving: Option<Serving>,
     pub(super) log: Arc<Log>,
+    /// For `attach`, if the spec says that somebody may type.
+    pub(super) stdin: Option<Arc<Stdin>>,
 }
 
 /// The container at `index`, init containers first.
@@ -93,7 +99,7 @@ pub(super) async fn start(job: Job) -> Result<Started, Trouble> {
     if let Some(old) = job.instance.checked_sub(2) {
         logs::forget(&log_directory, &spec.name, old);
     }
-    let (workload, held) = workload(&job, spec, environment, &log)?;
+    let (workload, stdin) = workload(&job, spec, environment, &log)?;
     let running = job
         .context
         .runtime
@@ -102,8 +108,6 @@ pub(super) async fn start(job: Job) -> Result<Started, Trouble> {
             StartError::Mount { ref source, .. } => create_error(format!("{error}: {source}")),
             StartError::Full(_) | StartError::Engine(_) => run_error(error),
         })?;
-    // The runtime has opened the mounts by now.
-    drop(held);
     let running = Arc::new(running);
     let serving = match running.http() {
         Some(handler) => {
@@ -119,13 +123,20 @@ pub(super) async fn start(job: Job) -> Result<Started, Trouble> {
         component,
         serving,
         log,
+        stdin,
     };
     let post_start = spec
         .lifecycle
         .as_ref()
         .and_then(|lifecycle| lifecycle.post_start.as_ref());
     if let Some(hook) = post_start {
-        hooks::run(&job.context, &job.network, spec, hook, hooks::POST_START)
+        let beside = Beside {
+            record: Arc::clone(&job.record),
+            container: spec.name.clone(),
+            running: Arc::clone(&started.running),
+        };
+        let (context, network) = (&job.context, &job.network);
+        hooks::run(context, network, spec, &beside, hook, hooks::POST_START)
             .await
             .map_err(|error| run_error(format!("PostStartHookError: {error}")))?;
     }
@@ -192,23 +203,26 @@ async fn component(job: &Job, spec: &Container) -> Result<Arc<Component>, Troubl
         })
 }
 
-/// What to run, and the directories its mounts name by their descriptors: hold those until the runtime has opened the mounts.
+/// What to run, and the end of its stdin that others write to.
 fn workload(
     job: &Job,
     spec: &Container,
     environment: Vec<(String, String)>,
     log: &Arc<Log>,
-) -> Result<(Workload, Vec<OwnedFd>), Trouble> {
+) -> Result<(Workload, Option<Arc<Stdin>>), Trouble> {
     let metadata = &job.pod.metadata;
     let part = |part: &Option<String>| part.clone().unwrap_or_default();
     let mounts = volumes::mounts(&job.pod, spec, &environment).map_err(config_error)?;
-    let mut held = Vec::new();
     let mounts = mounts
         .into_iter()
-        .map(|mounted| mount(mounted, &job.directories, &mut held))
+        .map(|mounted| mount(mounted, &job.directories))
         .collect::<Result<Vec<Mount>, Trouble>>()?;
+    let shelf = job.context.known.shelf();
+    let toolbox = shelf.is_some_and(|shelf| shelf.is(&job.image.digest));
     let (program, rest) = match job.image.entrypoint.split_first() {
         Some((program, rest)) => (program.as_str(), rest),
+        // What images of such tools do by default.
+        None if toolbox => ("sh", &[][..]),
         None => (spec.name.as_str(), &[][..]),
     };
     let mut args = environment::arguments(spec, program, &environment);
@@ -217,6 +231,17 @@ fn workload(
     {
         args.extend(rest.iter().cloned());
     }
+    let terminal = spec.tty == Some(true);
+    let stdin = (spec.stdin == Some(true)).then(|| {
+        let interrupts = if toolbox {
+            exec::interrupts(&args)
+        } else {
+            Interrupts::End
+        };
+        let once = spec.stdin_once == Some(true);
+        Arc::new(Stdin::new(terminal, interrupts, once))
+    });
+    let logs: Arc<dyn LogSink> = Arc::new(Arc::clone(log));
     let workload = Workload {
         name: format!(
             "{}/{}/{}",
@@ -233,23 +258,25 @@ fn workload(
         mounts,
         limits: limits(spec, &job.context),
         reuse: reuse(&job.pod)?,
-        logs: Arc::new(Arc::clone(log)),
+        stdin: stdin.as_ref().map(|stdin| stdin.input()),
+        terminal,
+        logs: if terminal {
+            Arc::new(Screen(logs))
+        } else {
+            logs
+        },
         network: Arc::clone(&job.network),
     };
-    Ok((workload, held))
+    Ok((workload, stdin))
 }
 
 /// A sub-path is opened here and named by its descriptor: guests write the volume, so what a path means there may change.
-fn mount(
-    mounted: volumes::Mounted,
-    directories: &Directories,
-    held: &mut Vec<OwnedFd>,
-) -> Result<Mount, Trouble> {
+fn mount(mounted: volumes::Mounted, directories: &Directories) -> Result<Mount, Trouble> {
     let volume = directories
         .get(&mounted.volume)
         .ok_or_else(|| config_error(format!("volume \"{}\" is not there", mounted.volume)))?;
-    let host = if mounted.sub_path.is_empty() {
-        volume.clone()
+    let (host, held) = if mounted.sub_path.is_empty() {
+        (volume.clone(), None)
     } else {
         let field = format!(
             "volumeMounts[{}].subPath {:?}",
@@ -268,13 +295,13 @@ fn mount(
                 _ => create_error(format!("{field}: {error}")),
             })?;
         let host = volumes::directory::by_descriptor(&directory);
-        held.push(directory);
-        host
+        (host, Some(Arc::new(directory)))
     };
     Ok(Mount {
         host,
         guest: mounted.guest,
         read_only: mounted.read_only,
+        held,
     })
 }
 

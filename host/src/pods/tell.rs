@@ -167,6 +167,11 @@ impl Teller {
         self.container(at, Severity::Normal, "BackOff", message);
     }
 
+    pub(super) fn pre_stop_failed(&self, at: &At<'_>, error: &str) {
+        let message = format!("PreStopHook failed: {error}");
+        self.container(at, Severity::Warning, "FailedPreStopHook", message);
+    }
+
     pub(super) fn unhealthy(&self, at: &At<'_>, probe: &str, message: &str) {
         self.container(
             at,

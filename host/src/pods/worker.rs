@@ -16,7 +16,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::{AbortHandle, FuturesUnordered};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use tokio::sync::watch;
 
 use super::End;
@@ -389,6 +389,7 @@ impl Worker {
                     known.instances = instance + 1;
                     known.log = Some(Arc::clone(&started.log));
                     known.running = Some(Arc::clone(&started.running));
+                    known.stdin.clone_from(&started.stdin);
                 });
                 let spec = container(&self.pod, index);
                 let slot = &mut self.slots[index];
@@ -428,6 +429,7 @@ impl Worker {
         self.record.update(index, |known| {
             known.running = None;
             known.log = None;
+            known.stdin = None;
         });
     }
 
@@ -566,18 +568,18 @@ impl Worker {
 
     fn tell(&self, index: usize, say: impl FnOnce(&Teller, &At<'_>)) {
         if let Some(spec) = container(&self.pod, index) {
-            let init_count = self
-                .pod
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.init_containers.as_ref())
-                .map_or(0, Vec::len);
-            let at = At {
-                spec,
-                init: index < init_count,
-            };
-            say(&self.teller, &at);
+            say(&self.teller, &at(&self.pod, index, spec));
         }
+    }
+}
+
+/// Where the container stands in its pod, for Events.
+fn at<'a>(pod: &Pod, index: usize, spec: &'a Container) -> At<'a> {
+    let spec_of_pod = pod.spec.as_ref();
+    let init = spec_of_pod.and_then(|spec| spec.init_containers.as_ref());
+    At {
+        spec,
+        init: index < init.map_or(0, Vec::len),
     }
 }
 

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::{Store, Trap};
 use wasmtime_wasi::I32Exit;
 
 use super::engine::Flavor;
 use super::guest::{Guest, PROCESS_HANDLES};
 use super::limits::{Meter, OutOfMemory};
-use super::workload::State;
-use super::{Exit, ExitCause, Loaded, Shared, StartError};
+use super::workload::{State, killed};
+use super::{Exit, ExitCause, Loaded, Shared};
 
 impl Loaded {
     /// The engine it was compiled for.
@@ -24,17 +25,13 @@ impl Loaded {
 /// Longest trap message kept; backtraces of deep recursion are long.
 const MESSAGE: usize = 4_096;
 
-/// Starts the process's task; how it ends is told to `state`.
+/// Starts the process's task, which keeps `place`; how it ends is told to `state`.
 pub(super) fn spawn(
     state: Arc<State>,
     loaded: Arc<Loaded>,
     shared: Arc<Shared>,
-) -> Result<(), StartError> {
-    let engine = |error: wasmtime::Error| StartError::Engine(format!("{error:#}"));
-    let lane = shared.lane(loaded.flavor()).map_err(engine)?;
-    let Ok(place) = Arc::clone(&lane.processes).try_acquire_owned() else {
-        return Err(StartError::Full(shared.engines.max_pods()));
-    };
+    place: OwnedSemaphorePermit,
+) {
     let task = async move {
         let watch = Watch(Arc::clone(&state));
         let meter = Arc::clone(&state.template.meter);
@@ -46,13 +43,11 @@ pub(super) fn spawn(
             exit = process => Some(exit),
         };
         drop(place);
-        if let Some(exit) = exit {
-            state.end(exit);
-        }
+        // Whoever killed it has said why, unless it is what this one belongs to.
+        state.end(exit.unwrap_or_else(|| killed(137)));
         drop(watch);
     };
     tokio::spawn(task);
-    Ok(())
 }
 
 /// A host function that panics must not leave its workload running for ever in the books.

@@ -74,12 +74,16 @@ impl Template {
     /// It may hold so many `handles`.
     pub(super) fn store(&self, lane: &Lane, handles: usize) -> Store<Guest> {
         let workload = &self.workload;
+        let output = |stream| Pipe::new(Arc::clone(&workload.logs), stream, workload.terminal);
         let mut builder = WasiCtx::builder();
         builder
             .args(&workload.args)
             .envs(&workload.env)
-            .stdout(Pipe::new(Arc::clone(&workload.logs), LogStream::Stdout))
-            .stderr(Pipe::new(Arc::clone(&workload.logs), LogStream::Stderr));
+            .stdout(output(LogStream::Stdout))
+            .stderr(output(LogStream::Stderr));
+        if let Some(stdin) = &workload.stdin {
+            builder.stdin(stdin.stream());
+        }
         if let Some(dir) = &workload.working_dir {
             builder.initial_cwd(dir);
         }

@@ -22,12 +22,17 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// Room a table needs per element.
 const ELEMENT: u64 = size_of::<usize>() as u64;
 
-/// The account of one workload, shared by its stores.
+/// The account of one workload, shared by its stores, and who was denied something.
 pub(super) struct Meter {
+    account: Arc<Account>,
+    out_of_memory: AtomicBool,
+}
+
+/// What is used, by a workload and the processes beside it.
+struct Account {
     tick: Arc<Tick>,
     memory_limit: u64,
     memory: AtomicU64,
-    out_of_memory: AtomicBool,
     cpu_nanos: AtomicU64,
     // Locked for a few instructions around each poll of a workload that has a quota.
     quota: Option<Mutex<Bucket>>,
@@ -82,19 +87,30 @@ thread_local! {
 
 impl Meter {
     pub(super) fn new(limits: Limits, tick: Arc<Tick>) -> Self {
-        Self {
+        let account = Account {
             tick,
             memory_limit: match limits.memory_bytes {
                 0 => u64::MAX,
                 bytes => bytes,
             },
             memory: AtomicU64::new(0),
-            out_of_memory: AtomicBool::new(false),
             cpu_nanos: AtomicU64::new(0),
             quota: (limits.cpu_millis > 0)
                 .then(|| Mutex::new(Bucket::new(limits.cpu_millis, Instant::now()))),
             throttled: AtomicU64::new(0),
             throttled_nanos: AtomicU64::new(0),
+        };
+        Self {
+            account: Arc::new(account),
+            out_of_memory: AtomicBool::new(false),
+        }
+    }
+
+    /// Another process on the same account. What it is denied is its own end.
+    pub(super) fn beside(&self) -> Self {
+        Self {
+            account: Arc::clone(&self.account),
+            out_of_memory: AtomicBool::new(false),
         }
     }
 
@@ -113,17 +129,18 @@ impl Meter {
 
     pub(super) fn usage(&self) -> Usage {
         Usage {
-            cpu_nanos: self.cpu_nanos.load(Ordering::Relaxed),
-            memory_bytes: self.memory.load(Ordering::Relaxed),
-            throttled: self.throttled.load(Ordering::Relaxed),
-            throttled_nanos: self.throttled_nanos.load(Ordering::Relaxed),
+            cpu_nanos: self.account.cpu_nanos.load(Ordering::Relaxed),
+            memory_bytes: self.account.memory.load(Ordering::Relaxed),
+            throttled: self.account.throttled.load(Ordering::Relaxed),
+            throttled_nanos: self.account.throttled_nanos.load(Ordering::Relaxed),
             ..Usage::default()
         }
     }
 
     fn take(&self, bytes: u64) -> Result<(), OutOfMemory> {
-        let limit = self.memory_limit;
-        self.memory
+        let limit = self.account.memory_limit;
+        self.account
+            .memory
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
                 held.checked_add(bytes).filter(|sum| *sum <= limit)
             })
@@ -139,7 +156,7 @@ impl Meter {
     }
 
     fn admit(&self) -> Result<(), Instant> {
-        match &self.quota {
+        match &self.account.quota {
             None => Ok(()),
             Some(bucket) => bucket
                 .lock()
@@ -149,8 +166,8 @@ impl Meter {
     }
 
     fn charge(&self, nanos: u64) {
-        self.cpu_nanos.fetch_add(nanos, Ordering::Relaxed);
-        if let Some(bucket) = &self.quota {
+        self.account.cpu_nanos.fetch_add(nanos, Ordering::Relaxed);
+        if let Some(bucket) = &self.account.quota {
             let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
             bucket.left_nanos = bucket.left_nanos.saturating_sub_unsigned(nanos);
         }
@@ -223,7 +240,10 @@ impl Limiter {
     fn give_back(&mut self) {
         let bytes = std::mem::take(&mut self.granted);
         self.held -= bytes;
-        self.meter.memory.fetch_sub(bytes, Ordering::Relaxed);
+        self.meter
+            .account
+            .memory
+            .fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -259,7 +279,10 @@ impl ResourceLimiter for Limiter {
 
 impl Drop for Limiter {
     fn drop(&mut self) {
-        self.meter.memory.fetch_sub(self.held, Ordering::Relaxed);
+        self.meter
+            .account
+            .memory
+            .fetch_sub(self.held, Ordering::Relaxed);
     }
 }
 
@@ -275,6 +298,7 @@ impl<F: Future> Future for Metered<F> {
                 ready!(pause.sleep.as_mut().poll(cx));
                 let waited = pause.since.elapsed().as_nanos() as u64;
                 this.meter
+                    .account
                     .throttled_nanos
                     .fetch_add(waited, Ordering::Relaxed);
                 this.pause = None;
@@ -282,7 +306,7 @@ impl<F: Future> Future for Metered<F> {
             match this.meter.admit() {
                 Ok(()) => break,
                 Err(until) => {
-                    this.meter.throttled.fetch_add(1, Ordering::Relaxed);
+                    this.meter.account.throttled.fetch_add(1, Ordering::Relaxed);
                     this.pause = Some(Pause {
                         since: Instant::now(),
                         sleep: Box::pin(tokio::time::sleep_until(until)),
@@ -290,7 +314,7 @@ impl<F: Future> Future for Metered<F> {
                 }
             }
         }
-        let _ticking = this.meter.tick.enter();
+        let _ticking = this.meter.account.tick.enter();
         let outer = INNER.replace(0);
         let start = thread_nanos();
         let result = this.guest.as_mut().poll(cx);

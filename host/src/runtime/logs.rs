@@ -20,6 +20,7 @@ const CHUNK: usize = 64 * 1024;
 pub(super) struct Pipe {
     sink: Arc<dyn LogSink>,
     stream: LogStream,
+    terminal: bool,
 }
 
 /// The same for WASI 0.3, which writes through `AsyncWrite`.
@@ -30,14 +31,18 @@ struct Writer {
 }
 
 impl Pipe {
-    pub(super) fn new(sink: Arc<dyn LogSink>, stream: LogStream) -> Self {
-        Self { sink, stream }
+    pub(super) fn new(sink: Arc<dyn LogSink>, stream: LogStream, terminal: bool) -> Self {
+        Self {
+            sink,
+            stream,
+            terminal,
+        }
     }
 }
 
 impl IsTerminal for Pipe {
     fn is_terminal(&self) -> bool {
-        false
+        self.terminal
     }
 }
 

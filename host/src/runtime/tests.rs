@@ -107,6 +107,8 @@ impl Pod {
             mounts: Vec::new(),
             limits: Limits::default(),
             reuse: None,
+            stdin: None,
+            terminal: false,
             logs: Arc::clone(&self.logs) as Arc<dyn LogSink>,
             network: Arc::clone(&self.pod),
         }

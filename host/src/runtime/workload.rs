@@ -42,10 +42,14 @@ pub(super) type Permit = OwnedSemaphorePermit;
 // === impl State ===
 
 impl State {
-    pub(super) fn new(template: Template, timeout: Duration) -> Arc<Self> {
+    pub(super) fn new(
+        template: Template,
+        timeout: Duration,
+        killed: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             template,
-            killed: CancellationToken::new(),
+            killed,
             timeout,
             exit: watch::Sender::new(None),
             draining: AtomicBool::new(false),

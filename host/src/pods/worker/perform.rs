@@ -8,11 +8,12 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::Api;
 use tokio::time::Instant;
 
-use super::{Outcome, Worker};
+use super::{Outcome, Worker, at};
 use crate::images::{Credentials, Policy};
 use crate::network::PodNetwork;
 use crate::pods::context::{Context, now};
 use crate::pods::events::Severity;
+use crate::pods::exec::Beside;
 use crate::pods::lifecycle::{Effect, Event, Why};
 use crate::pods::logs::{Log, Options, Reader};
 use crate::pods::start::{Job, container, start};
@@ -133,6 +134,7 @@ impl Worker {
         let job = Job {
             context: Arc::clone(&self.context),
             pod: Arc::clone(&self.pod),
+            record: Arc::clone(&self.record),
             container: index,
             instance: self.state().containers[index].instances,
             image: Arc::clone(image),
@@ -160,12 +162,17 @@ impl Worker {
             return;
         };
         let serving = slot.serving.take();
+        let beside = self.beside(index);
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
+        let teller = self.teller.clone();
         self.operate(index, async move {
             let until = Instant::now() + grace;
             let left = || until.saturating_duration_since(Instant::now());
-            if first && let Some(spec) = container(&pod, index) {
-                pre_stop(&context, &network, spec, left()).await;
+            if first
+                && let (Some(spec), Some(beside)) = (container(&pod, index), beside)
+                && let Err(error) = pre_stop(&context, &network, spec, &beside, left()).await
+            {
+                teller.pre_stop_failed(&at(&pod, index, spec), &error);
             }
             if serving.is_some() {
                 tokio::time::sleep(context.drain.min(left() / 2)).await;
@@ -214,6 +221,15 @@ impl Worker {
         }));
     }
 
+    /// Where a command of this container runs, while it does.
+    fn beside(&self, index: usize) -> Option<Beside> {
+        Some(Beside {
+            record: Arc::clone(&self.record),
+            container: container(&self.pod, index)?.name.clone(),
+            running: self.slots.get(index)?.running.clone()?,
+        })
+    }
+
     /// Asks every probe that is due.
     pub(super) fn ask_probes(&mut self) {
         let now = now();
@@ -226,7 +242,8 @@ impl Worker {
                 .as_ref()
                 .map_or(0, |state| state.containers[index].instances);
             for kind in probes.due(now) {
-                let Some(network) = self.network.clone() else {
+                let (Some(network), Some(beside)) = (self.network.clone(), self.beside(index))
+                else {
                     continue;
                 };
                 let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
@@ -240,7 +257,7 @@ impl Worker {
                         container: index,
                         instance,
                         kind,
-                        answer: hooks::ask(&context, &network, spec, probe).await,
+                        answer: hooks::ask(&context, &network, spec, &beside, probe).await,
                     }
                 }));
             }
@@ -339,18 +356,23 @@ async fn credentials(context: &Context, pod: &Pod) -> Credentials {
     credentials
 }
 
-async fn pre_stop(context: &Context, network: &PodNetwork, spec: &Container, left: Duration) {
+async fn pre_stop(
+    context: &Context,
+    network: &PodNetwork,
+    spec: &Container,
+    beside: &Beside,
+    left: Duration,
+) -> Result<(), String> {
     let hook = spec
         .lifecycle
         .as_ref()
         .and_then(|lifecycle| lifecycle.pre_stop.as_ref());
     let Some(hook) = hook.filter(|_| !left.is_zero()) else {
-        return;
+        return Ok(());
     };
-    let ran = tokio::time::timeout(left, hooks::run(context, network, spec, hook, left)).await;
-    if let Ok(Err(error)) = ran {
-        tracing::debug!(container = %spec.name, %error, "PreStop hook failed");
-    }
+    tokio::time::timeout(left, hooks::run(context, network, spec, beside, hook, left))
+        .await
+        .unwrap_or_else(|_| Err(format!("not done within {}s", left.as_secs())))
 }
 
 /// The end of an instance, with its log closed and its last words.

@@ -11,6 +11,7 @@ async fn arguments_environment_and_files_reach_the_guest() {
         host: dir.path().to_owned(),
         guest: guest.to_owned(),
         read_only,
+        held: None,
     };
     let mut workload = pod.workload(&["show", "one", "two"]);
     workload.env = [
@@ -248,6 +249,7 @@ async fn a_mount_that_is_not_there_is_named() {
         host: PathBuf::from("/nowhere/at/all"),
         guest: "/data".to_owned(),
         read_only: true,
+        held: None,
     }];
     let Err(error) = runtime.start(&component, workload) else {
         panic!("it started");

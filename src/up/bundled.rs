@@ -21,6 +21,7 @@ const GUESTS: &[(&str, &[u8])] = guests![
     "misbehave",
     "once-p3",
     "show",
+    "toolbox",
 ];
 
 /// Stock image names that have a Wasm build among the bundled guests.
@@ -33,6 +34,7 @@ const MIRRORS: &[(&str, &str)] = &[
         "gcr.io/google-samples/istio/loadgen:v0.0.1",
         "coracle.dev/guests/load-generator",
     ),
+    ("busybox", "coracle.dev/guests/toolbox"),
 ];
 
 /// Image name and component of every bundled guest.

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
@@ -53,6 +54,9 @@ pub struct Args {
     /// The same for a node that nothing is heard of
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(i64).range(0..))]
     pub default_unreachable_toleration_seconds: i64,
+    /// The longest that certificates live which are signed for nodes and clients
+    #[arg(long, value_name = "TIME", default_value = "8760h", value_parser = lifetime)]
+    pub cluster_signing_duration: Duration,
 }
 
 // === impl Args ===
@@ -76,6 +80,7 @@ impl Args {
                 not_ready: self.default_not_ready_toleration_seconds,
                 unreachable: self.default_unreachable_toleration_seconds,
             },
+            cluster_signing_duration: self.cluster_signing_duration,
             ..Config::at(data_dir)
         }
     }
@@ -100,6 +105,21 @@ impl TypedValueParser for StoreParser {
             clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
         })
     }
+}
+
+/// `8760h`, `10m`, `40s`: at least a second.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let number = |unit: char, factor: u64| {
+        let digits = text.strip_suffix(unit)?;
+        digits.parse::<u64>().ok()?.checked_mul(factor)
+    };
+    let seconds = number('s', 1)
+        .or_else(|| number('m', 60))
+        .or_else(|| number('h', 3_600));
+    let seconds = seconds.filter(|seconds| *seconds > 0);
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("{text:?} is no span of time such as 8760h, 10m or 40s"))
 }
 
 /// Port 0: the one that the server listens on.
@@ -153,6 +173,15 @@ mod tests {
         let seconds = (config.tolerations.not_ready, config.tolerations.unreachable);
         assert_eq!(seconds, (30, 0));
         assert!(!format!("{config:?}").contains("hush"));
+        for (text, seconds) in [
+            ("8760h", Some(365 * 86_400)),
+            ("40s", Some(40)),
+            ("0s", None),
+            ("1d", None),
+        ] {
+            let parsed = lifetime(text).ok().map(|span| span.as_secs());
+            assert_eq!(parsed, seconds, "{text}");
+        }
     }
 
     #[test]

@@ -40,8 +40,8 @@ pub const REMOTE_ADDRESS: &str = "coracle.dev/remote-address";
 /// Users who come with a bootstrap token.
 const TOKEN_USER: &str = "system:bootstrap:";
 
-/// Certificates live a year unless a shorter life is asked for, of ten minutes at least.
-const LIFETIME: Duration = Duration::from_secs(365 * 86_400);
+/// Certificates live a year, unless the cluster is told otherwise or a shorter life is asked for, of ten minutes at least.
+pub(crate) const LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 const SHORTEST: Duration = Duration::from_secs(600);
 
 /// What the decision may know beside the request.
@@ -57,6 +57,8 @@ pub trait Facts {
     fn is_taken(&self, address: IpAddr, node: &str) -> bool;
     /// Is an API server found at this address?
     fn is_server(&self, address: IpAddr) -> bool;
+    /// The longest that a certificate may live here.
+    fn longest(&self) -> Duration;
 }
 
 /// What is to be done with one request now.
@@ -103,7 +105,7 @@ pub fn decide(csr: &Object, facts: &dyn Facts) -> Action {
         return match fits {
             Err(why) => Action::Fail(why.to_owned()),
             Ok(()) => Action::Sign {
-                lifetime: lifetime(csr.i64_at(&["spec", "expirationSeconds"])),
+                lifetime: lifetime(csr.i64_at(&["spec", "expirationSeconds"]), facts.longest()),
                 der: request.der,
                 usages,
             },
@@ -119,10 +121,10 @@ pub fn decide(csr: &Object, facts: &dyn Facts) -> Action {
     }
 }
 
-fn lifetime(asked: Option<i64>) -> Duration {
+fn lifetime(asked: Option<i64>, longest: Duration) -> Duration {
     let asked = asked.and_then(|seconds| u64::try_from(seconds).ok());
-    asked.map_or(LIFETIME, |seconds| {
-        Duration::from_secs(seconds).clamp(SHORTEST, LIFETIME)
+    asked.map_or(longest, |seconds| {
+        Duration::from_secs(seconds).max(SHORTEST).min(longest)
     })
 }
 

@@ -79,6 +79,8 @@ pub struct Settings {
     /// Names of IngressClasses that are ours beside our own.
     pub ingress_classes: Vec<String>,
     pub tolerations: TolerationSeconds,
+    /// The longest that certificates live which are signed for others.
+    pub cluster_signing_duration: std::time::Duration,
     /// `host:port` where clients reach this server.
     pub advertised: std::net::SocketAddr,
 }

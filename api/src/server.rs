@@ -63,6 +63,8 @@ pub struct Config {
     pub ingress_classes: Vec<String>,
     /// How long pods stay on a node that does not answer, where they say nothing themselves.
     pub tolerations: TolerationSeconds,
+    /// The longest that certificates live which this server signs for others.
+    pub cluster_signing_duration: Duration,
     /// Names or addresses for the serving certificate, beside the listen address and the usual ones.
     pub names: Vec<String>,
     /// How long requests may take to finish once the server is told to stop.
@@ -146,6 +148,7 @@ impl Config {
             names: Vec::new(),
             ingress_classes: Vec::new(),
             tolerations: TolerationSeconds::default(),
+            cluster_signing_duration: certificates::LIFETIME,
             drain: Duration::from_secs(10),
         }
     }
@@ -184,6 +187,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
             advertised,
             ingress_classes: config.ingress_classes.clone(),
             tolerations: config.tolerations,
+            cluster_signing_duration: config.cluster_signing_duration,
         },
         nodes: Nodes::new(certificates.client_config()?, Arc::clone(&links)),
         links,

@@ -1,6 +1,6 @@
 //! A cluster of one's own for each test: temporary data directory, port 0, stopped and explained when the test ends.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -8,6 +8,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+use crate::shared;
 
 /// How long a test waits for anything; machines are slow when they are busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,54 +41,18 @@ pub(crate) fn have(tool: &str) -> bool {
     found
 }
 
-/// Asks again and again until the answer is `Some`; panics with `what` and the last words of `why` at the deadline.
-pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
-        std::thread::park_timeout(Duration::from_millis(50));
-    }
+/// Asks again and again until the answer is `Some`; panics with `what` at the deadline.
+pub(crate) fn wait_for<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    shared::wait_for(PATIENCE, what, ask)
 }
 
 /// One HTTP/1.1 GET; `None` when nobody answers. Returns status and body.
 pub(crate) fn http_get(address: &str, path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(address).ok()?;
+    let stream = TcpStream::connect(address).ok()?;
     stream
         .set_read_timeout(Some(Duration::from_secs(20)))
         .ok()?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )
-    .ok()?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).ok()?;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    Some((
-        status,
-        if head.to_lowercase().contains("transfer-encoding: chunked") {
-            unchunk(body)
-        } else {
-            body.to_owned()
-        },
-    ))
-}
-
-fn unchunk(mut body: &str) -> String {
-    let mut whole = String::new();
-    while let Some((length, rest)) = body.split_once("\r\n") {
-        let Ok(length) = usize::from_str_radix(length.trim(), 16) else {
-            break;
-        };
-        whole.push_str(rest.get(..length).unwrap_or(rest));
-        body = rest.get(length + 2..).unwrap_or("");
-    }
-    whole
+    shared::http_get(stream, address, path).ok()
 }
 
 /// The directory of the repository.

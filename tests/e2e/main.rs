@@ -9,6 +9,8 @@
 )]
 
 mod harness;
+#[path = "../shared/mod.rs"]
+mod shared;
 
 mod clients;
 mod durability;

@@ -1,10 +1,12 @@
-//! The cluster the tests run on: two API servers on one Postgres, three nodes that joined with a token.
+//! The cluster the tests run on: two API servers on one Postgres, three nodes that joined with a token, and where a test
+//! wants it a fourth that nobody can dial.
 
 use std::net::SocketAddr;
 
 use serde_json::Value;
 
 use crate::lab::{HUB, Lab, wait_for};
+use crate::load;
 use crate::postgres::Postgres;
 
 pub(crate) const NODES: [(&str, u8); 3] = [("h1", 11), ("h2", 12), ("h3", 13)];
@@ -14,8 +16,23 @@ pub(crate) struct Cluster {
     pub(crate) lab: Lab,
     token: String,
     store: String,
+    setup: Setup,
     _database: Postgres,
 }
+
+/// What differs from test to test.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Setup {
+    /// More flags of every server.
+    pub(crate) server: &'static [&'static str],
+    /// There is a node behind a NAT.
+    pub(crate) edge: bool,
+}
+
+pub(crate) const EDGE: &str = "e1";
+pub(crate) const EDGE_ADDRESS: &str = "198.51.100.7";
+const API_PORT: u16 = 6443;
+const TUNNEL_PORT: u16 = 15008;
 
 pub(crate) fn address(number: u8, port: u16) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, number], port))
@@ -26,16 +43,27 @@ pub(crate) fn address(number: u8, port: u16) -> SocketAddr {
 impl Cluster {
     /// Everything runs and all nodes are Ready; `None` where this machine cannot.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_as(Setup::default())
+    }
+
+    pub(crate) fn start_as(setup: Setup) -> Option<Self> {
         let mut lab = Lab::new()?;
         let database = Postgres::start(&lab)?;
         for (host, number) in SERVERS.iter().chain(&NODES) {
             lab.host(host, *number);
+        }
+        if setup.edge {
+            let servers = SERVERS.iter().map(|(_, n)| address(*n, API_PORT));
+            let nodes = NODES.iter().map(|(_, n)| address(*n, TUNNEL_PORT));
+            let all: Vec<SocketAddr> = servers.chain(nodes).collect();
+            lab.hidden_host(EDGE, EDGE_ADDRESS, &all);
         }
         let store = database.url(HUB);
         let mut cluster = Self {
             lab,
             token: String::new(),
             store,
+            setup,
             _database: database,
         };
         for (host, number) in SERVERS {
@@ -50,26 +78,24 @@ impl Cluster {
         for (host, number) in NODES {
             cluster.start_node(host, number);
         }
+        if setup.edge {
+            // Only what asks for it runs there.
+            let taint = ["--register-with-taints", "edge=true:NoSchedule"];
+            cluster.join(EDGE, EDGE_ADDRESS, &[&["--relay"], &taint[..]].concat());
+            cluster.wait_ready(&[EDGE]);
+        }
         cluster.wait_ready(&["h1", "h2", "h3"]);
         Some(cluster)
     }
 
     pub(crate) fn start_server(&mut self, host: &str, number: u8) {
-        let listen = address(number, 6443).to_string();
+        let listen = address(number, API_PORT).to_string();
         let store = self.store.clone();
-        self.lab.start(
-            host,
-            "server",
-            &[
-                "--listen",
-                &listen,
-                "--store",
-                &store,
-                // A lost node is noticed sooner than after the usual 40 s; nodes say every 10 s that they are there.
-                "--node-monitor-grace-period",
-                "16s",
-            ],
-        );
+        let mut args = vec!["--listen", &listen, "--store", &store];
+        // A lost node is noticed sooner than after the usual 40 s; nodes say every 10 s that they are there.
+        args.extend(["--node-monitor-grace-period", "16s"]);
+        args.extend(self.setup.server);
+        self.lab.start(host, "server", &args);
         let lab = &self.lab;
         wait_for(&format!("{host} to serve"), || {
             lab.path(host).join("kubeconfig").exists().then_some(())?;
@@ -81,8 +107,13 @@ impl Cluster {
 
     pub(crate) fn start_node(&mut self, host: &str, number: u8) {
         let ip = address(number, 0).ip().to_string();
+        self.join(host, &ip, &[]);
+    }
+
+    fn join(&mut self, host: &str, ip: &str, more: &[&str]) {
         let token = self.token.clone();
-        let mut args = vec!["--node-name", host, "--node-ip", &ip, "--token", &token];
+        let mut args = vec!["--node-name", host, "--node-ip", ip, "--token", &token];
+        args.extend(more);
         for server in ["https://192.0.2.21:6443", "https://192.0.2.22:6443"] {
             args.extend(["--server", server]);
         }
@@ -103,6 +134,24 @@ impl Cluster {
                 |node| ready(node).then_some(()),
             );
         }
+    }
+
+    /// Waits until a controller has noticed that the node is silent.
+    pub(crate) fn wait_lost(&self, node: &str) {
+        let what = format!("{node} to be NotReady");
+        let lost = |node: &Value| (!ready(node)).then_some(());
+        self.lab.wait(&what, &["node", node], lost);
+    }
+
+    /// Asks every host's port from outside until it answers 200 for `path`.
+    pub(crate) fn answers_everywhere(&self, port: u16, path: &str) {
+        self.lab.inside("hub", || {
+            for (node, number) in NODES {
+                wait_for(&format!("an answer through {node}"), || {
+                    load::get(address(number, port), path).ok()
+                });
+            }
+        });
     }
 
     /// (pod, node) of every running, ready pod with this label that is not going away.

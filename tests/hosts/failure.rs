@@ -1,60 +1,9 @@
-//! What breaks, under steady load: a rolling update, a drain, a host that dies, a link that is cut, servers that go away.
-
-use std::time::Duration;
+//! What breaks, under steady load: a rolling update, a drain, a node that is told to stop, a host that dies.
 
 use crate::cluster::{Cluster, NODES, address};
 use crate::lab::wait_for;
-use crate::load::{Load, get};
-
-/// A request that is sent this long after a host went away must not fail any more: a second, and a busy machine.
-const AVOIDED: Duration = Duration::from_millis(1_500);
-
-const WEB: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 6
-  selector: {matchLabels: {app: web}}
-  strategy: {rollingUpdate: {maxSurge: 2, maxUnavailable: 0}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 5
-      tolerations:
-      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 2}
-      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 2}
-      containers:
-      - name: main
-        image: coracle.dev/guests/hello-http
-        readinessProbe: {httpGet: {path: /, port: 8000}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {type: NodePort, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8000, nodePort: 30080}]}
----
-apiVersion: policy/v1
-kind: PodDisruptionBudget
-metadata: {name: web}
-spec: {minAvailable: 4, selector: {matchLabels: {app: web}}}
-";
-
-fn web(cluster: &Cluster) {
-    cluster.lab.apply(WEB);
-    cluster.wait_pods("app=web", 6);
-    cluster.lab.inside("hub", || {
-        for (node, number) in NODES {
-            wait_for(&format!("an answer through {node}"), || {
-                get(address(number, 30080), "/").ok()
-            });
-        }
-    });
-}
-
-fn on(pods: &[(String, String)], node: &str) -> usize {
-    pods.iter().filter(|(_, n)| n == node).count()
-}
+use crate::load::{AVOIDED, Load, get};
+use crate::web::{self, on};
 
 /// Nothing of this may cost a request: it is announced before it happens.
 #[test]
@@ -62,16 +11,13 @@ fn rolls_and_drains_lose_no_request() {
     let Some(mut cluster) = Cluster::start() else {
         return;
     };
-    web(&cluster);
+    web::deploy(&cluster);
     let lab = &cluster.lab;
-    let everywhere: Vec<_> = NODES.iter().map(|(_, n)| address(*n, 30080)).collect();
-
-    let load = Load::start(lab, &everywhere);
-    lab.kubectl(&["set", "env", "deployment/web", "ROUND=2"]);
-    lab.kubectl(&["rollout", "status", "deployment/web", "--timeout=80s"]);
+    let load = Load::start(lab, &web::at(&["h1", "h2", "h3"]));
+    web::roll(lab, 2);
     load.stop().assert_none_failed("a rolling update");
 
-    let load = Load::start(lab, &[address(11, 30080), address(12, 30080)]);
+    let load = Load::start(lab, &web::at(&["h1", "h2"]));
     lab.kubectl(&["drain", "h3", "--ignore-daemonsets", "--timeout=80s"]);
     let pods = cluster.wait_pods("app=web", 6);
     load.stop().assert_none_failed("a drain");
@@ -79,7 +25,7 @@ fn rolls_and_drains_lose_no_request() {
     lab.kubectl(&["uncordon", "h3"]);
 
     // A node that is told to stop hands its pods over; nobody waits until it counts as lost.
-    let load = Load::start(lab, &[address(12, 30080), address(13, 30080)]);
+    let load = Load::start(lab, &web::at(&["h2", "h3"]));
     assert_eq!(cluster.lab.terminate("h1"), Some(0), "it ends well");
     let pods = wait_for("replacements of the pods that ended", || {
         let pods = cluster.pods("app=web");
@@ -90,136 +36,91 @@ fn rolls_and_drains_lose_no_request() {
     assert_eq!(on(&pods, "h1"), 0);
 }
 
+/// Three pods that say who they are; a client always meets the same.
+const STICKY: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: sticky}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: sticky}}
+  template:
+    metadata: {labels: {app: sticky}}
+    spec:
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: sticky}}}
+      containers:
+      - name: main
+        image: coracle.dev/guests/misbehave
+        env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: sticky}
+spec: {type: NodePort, sessionAffinity: ClientIP, selector: {app: sticky}, ports: [{port: 80, targetPort: 8000, nodePort: 30090}]}
+";
+const STICKY_PORT: u16 = 30_090;
+
+/// Which pod the hub meets at these hosts, several times: `None` unless always the same.
+fn met(cluster: &Cluster, hosts: &[(&str, u8)]) -> Option<String> {
+    let one = |number: u8| get(address(number, STICKY_PORT), "/env/POD_NAME").ok();
+    cluster.lab.inside("hub", || {
+        let first = one(hosts[0].1)?;
+        let mut all = hosts.iter().cycle().take(hosts.len() * 5);
+        all.all(|(_, number)| one(*number).as_ref() == Some(&first))
+            .then_some(first)
+    })
+}
+
 #[test]
 fn a_dead_host_is_avoided_within_a_second_and_replaced() {
     let Some(mut cluster) = Cluster::start() else {
         return;
     };
-    web(&cluster);
+    web::deploy(&cluster);
+    cluster.lab.apply(STICKY);
+    let sticky = cluster.wait_pods("app=sticky", 3);
+    let session = wait_for("one pod for one client", || met(&cluster, &NODES));
+    let its_pod = sticky.iter().find(|(pod, _)| *pod == session);
+    let (_, victim) = its_pod.unwrap_or_else(|| panic!("no {session} in {sticky:?}"));
+    let victim = victim.as_str();
+    let mut others = NODES.to_vec();
+    others.retain(|(node, _)| *node != victim);
     let before = cluster.pods("app=web");
-    assert!(on(&before, "h2") > 0, "{before:?}");
+    assert!(on(&before, victim) > 0, "{before:?}");
 
     // Through the hosts that stay.
-    let load = Load::start(&cluster.lab, &[address(11, 30080), address(13, 30080)]);
+    let names: Vec<&str> = others.iter().map(|(node, _)| *node).collect();
+    let load = Load::start(&cluster.lab, &web::at(&names));
     let killed = load.now();
-    cluster.lab.kill("h2");
-    cluster
-        .lab
-        .wait("h2 to be NotReady", &["node", "h2"], |node| {
-            let conditions = node["status"]["conditions"].as_array()?;
-            let ready = conditions.iter().find(|c| c["type"] == "Ready")?;
-            (ready["status"] != "True").then_some(())
-        });
+    cluster.lab.kill(victim);
+    let next = wait_for("another pod for the client", || met(&cluster, &others));
+    assert_ne!(next, session);
+    let took = load.now() - killed;
+    println!("a session moved {took:?} after its host was killed, on all hosts to the same pod");
+    cluster.wait_lost(victim);
     let pods = wait_for("replacements elsewhere", || {
         let pods = cluster.pods("app=web");
-        (pods.len() == 6 && on(&pods, "h2") == 0).then_some(pods)
+        (pods.len() == 6 && on(&pods, victim) == 0).then_some(pods)
     });
+    assert_eq!(met(&cluster, &others), Some(next), "it stays where it is");
     let report = load.stop();
-    let failed = report.failures().count();
-    println!(
-        "a host killed: {failed} of {} requests failed, the last of them sent {:?} after",
-        report.samples.len(),
-        report.last_failure_after(killed)
-    );
+    report.print("a host killed", killed);
     if let Some(last) = report.last_failure_after(killed) {
         assert!(
             last < AVOIDED,
             "traffic avoids a dead host; last failure sent after {last:?}"
         );
     }
-    assert_eq!(on(&pods, "h2"), 0);
+    assert_eq!(on(&pods, victim), 0);
 
     // It comes back, with the same name and addresses that nobody else has got.
-    cluster.start_node("h2", 12);
-    cluster.wait_ready(&["h2"]);
+    let number = NODES.iter().find(|(node, _)| *node == victim);
+    let (victim, number) = number.expect("one of the hosts");
+    cluster.start_node(victim, *number);
+    cluster.wait_ready(&[victim]);
     wait_for("its old pods to be gone", || {
         (cluster.wait_pods("app=web", 6).len() == 6).then_some(())
     });
-}
-
-#[test]
-fn a_cut_link_is_avoided_and_heals() {
-    let Some(cluster) = Cluster::start() else {
-        return;
-    };
-    let lab = &cluster.lab;
-    web(&cluster);
-    let load = Load::start(lab, &[address(11, 30080), address(13, 30080)]);
-    let cut = load.now();
-    lab.cable("h2", false);
-    lab.wait("h2 to be NotReady", &["node", "h2"], |node| {
-        let conditions = node["status"]["conditions"].as_array()?;
-        let ready = conditions.iter().find(|c| c["type"] == "Ready")?;
-        (ready["status"] != "True").then_some(())
-    });
-    let report = load.stop();
-    println!(
-        "a link cut: {} of {} requests failed, the last of them sent {:?} after",
-        report.failures().count(),
-        report.samples.len(),
-        report.last_failure_after(cut)
-    );
-    if let Some(last) = report.last_failure_after(cut) {
-        assert!(
-            last < AVOIDED,
-            "traffic avoids a host that cannot be reached; last failure sent after {last:?}"
-        );
-    }
-    lab.cable("h2", true);
-    cluster.wait_ready(&["h2"]);
-    wait_for("as many pods as wanted, none twice", || {
-        let list = lab.get(&["pods", "-l", "app=web"])?;
-        (list["items"].as_array()?.len() == 6 && cluster.pods("app=web").len() == 6).then_some(())
-    });
-    let mut ips: Vec<String> = lab
-        .kubectl(&[
-            "get",
-            "pods",
-            "-A",
-            "-o",
-            "jsonpath={.items[*].status.podIP}",
-        ])
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect();
-    let all = ips.len();
-    ips.sort();
-    ips.dedup();
-    assert_eq!(ips.len(), all, "no address twice");
-    lab.inside("hub", || {
-        wait_for("an answer through the host that was cut off", || {
-            get(address(12, 30080), "/").ok()
-        })
-    });
-}
-
-#[test]
-fn servers_come_and_go_and_nobody_notices() {
-    let Some(mut cluster) = Cluster::start() else {
-        return;
-    };
-    web(&cluster);
-    let everywhere: Vec<_> = NODES.iter().map(|(_, n)| address(*n, 30080)).collect();
-    let load = Load::start(&cluster.lab, &everywhere);
-    // One of two: kubectl on the other goes on, and so do controllers and nodes.
-    cluster.lab.kill("s1");
-    cluster.talk_to("s2");
-    cluster
-        .lab
-        .kubectl(&["set", "env", "deployment/web", "ROUND=2"]);
-    cluster
-        .lab
-        .kubectl(&["rollout", "status", "deployment/web", "--timeout=80s"]);
-    cluster.wait_ready(&["h1", "h2", "h3"]);
-    // Both: what runs goes on.
-    cluster.lab.kill("s2");
-    std::thread::park_timeout(Duration::from_secs(12));
-    load.stop().assert_none_failed("servers that went away");
-    cluster.start_server("s1", 21);
-    cluster.talk_to("s1");
-    cluster
-        .lab
-        .kubectl(&["scale", "deployment/web", "--replicas=7"]);
-    cluster.wait_pods("app=web", 7);
-    cluster.wait_ready(&["h1", "h2", "h3"]);
+    web::no_address_twice(&cluster.lab);
 }

@@ -4,20 +4,25 @@
 //! ```text
 //!   hub (bridge 192.0.2.1): kubectl, clients, the database
 //!    ├── h1 192.0.2.11     ├── s1 192.0.2.21
-//!    ├── h2 192.0.2.12     └── s2 192.0.2.22
+//!    ├── h2 192.0.2.12     ├── s2 192.0.2.22
+//!    └── …                 └── (nat) e1 198.51.100.7, which nobody can dial
 //! ```
 
 use std::fs::File;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+
+use crate::nat::Nat;
+use crate::shared;
 
 /// How long anything is waited for; a busy machine is slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
@@ -33,6 +38,7 @@ pub(crate) struct Lab {
     dir: tempfile::TempDir,
     hosts: Vec<Host>,
     kubeconfig: Mutex<PathBuf>,
+    nats: Vec<Nat>,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -58,15 +64,8 @@ fn usable(what: &str, command: &mut Command) -> bool {
 }
 
 /// Asks again and again until the answer is `Some`; panics with `what` at the deadline.
-pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
-        std::thread::park_timeout(Duration::from_millis(50));
-    }
+pub(crate) fn wait_for<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    shared::wait_for(PATIENCE, what, ask)
 }
 
 fn run(program: &str, args: &[&str]) {
@@ -104,6 +103,7 @@ impl Lab {
             dir: tempfile::tempdir().expect("a temporary directory"),
             hosts: Vec::new(),
             kubeconfig: Mutex::default(),
+            nats: Vec::new(),
             _alone: alone,
         };
         lab.in_hub(&["link", "set", "lo", "up"]);
@@ -143,6 +143,59 @@ impl Lab {
             name: host.to_owned(),
             process: None,
         });
+    }
+
+    /// A host with this address that reaches `to` and that nothing can reach: behind a NAT.
+    pub(crate) fn hidden_host(&mut self, host: &str, address: &str, to: &[SocketAddr]) {
+        let own = self.namespace(host);
+        run("ip", &["netns", "add", &own]);
+        self.hosts.push(Host {
+            name: host.to_owned(),
+            process: None,
+        });
+        let mut addresses: Vec<String> = to.iter().map(|to| to.ip().to_string()).collect();
+        addresses.sort();
+        addresses.dedup();
+        run("ip", &["-n", &own, "link", "set", "lo", "up"]);
+        for address in addresses.iter().map(String::as_str).chain([address]) {
+            let address = format!("{address}/32");
+            run("ip", &["-n", &own, "addr", "add", &address, "dev", "lo"]);
+        }
+        let nat = Nat::start(self.namespace_file(host), self.namespace_file("hub"), to);
+        self.nats.push(nat);
+    }
+
+    /// Gives a host one more address, or takes it away; everybody else learns that at once, as when keepalived tells them.
+    pub(crate) fn address(&self, host: &str, address: &str, present: bool) {
+        let verb = if present { "add" } else { "del" };
+        let with_mask = format!("{address}/32");
+        let own = self.namespace(host);
+        run("ip", &["-n", &own, "addr", verb, &with_mask, "dev", "eth0"]);
+        for other in self.namespaces() {
+            // Where nobody was known there is nothing to forget.
+            let _ = Command::new("ip")
+                .args(["-n", &other, "neigh", "flush", "to", address])
+                .output();
+        }
+    }
+
+    /// What `host` sends to `address` is lost on the way, or no longer.
+    pub(crate) fn lose(&self, host: &str, address: &str, lost: bool) {
+        let own = self.namespace(host);
+        // Nobody has it.
+        let nobody = ["lladdr", "02:00:00:00:00:99", "nud", "permanent"];
+        let (verb, link): (_, &[&str]) = if lost {
+            ("replace", &nobody)
+        } else {
+            ("del", &[])
+        };
+        let neighbour = ["-n", &own, "neigh", verb, address, "dev", "eth0"];
+        run("ip", &[&neighbour, link].concat());
+    }
+
+    fn namespaces(&self) -> impl Iterator<Item = String> {
+        let hosts = self.hosts.iter().map(|host| host.name.as_str());
+        hosts.chain(["hub"]).map(|host| self.namespace(host))
     }
 
     /// Pulls the cable, or puts it back.
@@ -243,16 +296,38 @@ impl Lab {
     }
 
     pub(crate) fn try_kubectl(&self, args: &[&str]) -> Output {
+        let output = self.kubectl_command(args).output();
+        output.expect("kubectl can be started")
+    }
+
+    fn kubectl_command(&self, args: &[&str]) -> Command {
         let config = self
             .kubeconfig
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let config = config.clone();
-        self.command("hub", "kubectl")
-            .args(args)
-            .env("KUBECONFIG", config)
-            .output()
-            .expect("kubectl can be started")
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let mut command = self.command("hub", "kubectl");
+        command.args(args).env("KUBECONFIG", config);
+        command
+    }
+
+    /// kubectl that goes on (`logs -f`, `get -w`) until what is returned is dropped.
+    pub(crate) fn follow(&self, args: &[&str]) -> Follow {
+        let file = self.fresh("out");
+        let out = File::create(&file).expect("a file");
+        let process = self
+            .kubectl_command(args)
+            .stderr(out.try_clone().expect("a file"))
+            .stdout(out)
+            .spawn()
+            .expect("kubectl can be started");
+        Follow { process, file }
+    }
+
+    /// A name in the lab's directory that nobody has.
+    fn fresh(&self, suffix: &str) -> PathBuf {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        self.path(&format!("{number}.{suffix}"))
     }
 
     /// Runs kubectl, which must succeed; returns its standard output.
@@ -267,10 +342,19 @@ impl Lab {
     }
 
     pub(crate) fn apply(&self, manifest: &str) {
-        let file = self.path("manifest.yaml");
+        let file = self.fresh("yaml");
         let mut open = File::create(&file).expect("a file");
         open.write_all(manifest.as_bytes()).expect("written");
         self.kubectl(&["apply", "-f", &file.display().to_string()]);
+    }
+
+    /// A namespace that takes pods.
+    pub(crate) fn make_namespace(&self, name: &str, labels: &str) {
+        self.apply(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n"
+        ));
+        let account = ["-n", name, "serviceaccount", "default"];
+        self.wait(&format!("the account of {name}"), &account, |_| Some(()));
     }
 
     pub(crate) fn get(&self, args: &[&str]) -> Option<Value> {
@@ -288,7 +372,30 @@ impl Lab {
         args: &[&str],
         mut ask: impl FnMut(&Value) -> Option<T>,
     ) -> T {
-        wait_for(what, || self.get(args).and_then(|object| ask(&object)))
+        wait_for(what, || {
+            let found = self.get(args).and_then(|object| ask(&object));
+            if found.is_none() {
+                // kubectl costs more than what it asks.
+                std::thread::park_timeout(Duration::from_millis(150));
+            }
+            found
+        })
+    }
+
+    /// Logs of a pod once they contain `wanted`.
+    pub(crate) fn logs_with(&self, args: &[&str], wanted: &str) -> String {
+        let mut before = String::new();
+        wait_for(&format!("{wanted:?} in the logs of {args:?}"), || {
+            let output = self.try_kubectl(&[&["logs"], args].concat());
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let errors = String::from_utf8_lossy(&output.stderr);
+            let said = format!("{text}{errors}");
+            if said != before {
+                println!("logs of {args:?}: {said}");
+                before = said;
+            }
+            text.contains(wanted).then_some(text)
+        })
     }
 
     /// Runs `work` on a thread that lives in the host's network.
@@ -317,6 +424,52 @@ pub(crate) fn enter(namespace: &Path) {
     setns(file, CloneFlags::CLONE_NEWNET).expect("we may enter it");
 }
 
+/// kubectl at work, and what it has said so far.
+pub(crate) struct Follow {
+    process: Child,
+    file: PathBuf,
+}
+
+impl Follow {
+    pub(crate) fn said(&self) -> String {
+        std::fs::read_to_string(&self.file).unwrap_or_default()
+    }
+
+    /// Waits until it has said this.
+    pub(crate) fn says(&self, wanted: &str) {
+        let what = format!("{wanted:?} in what kubectl says");
+        wait_for(&what, || self.said().contains(wanted).then_some(()));
+    }
+
+    pub(crate) fn goes_on(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("--- kubectl said\n{}", self.said());
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Runs all of them at once; fails with the names of those that failed.
+pub(crate) fn together(parts: &[(&str, &(dyn Fn() + Sync))]) {
+    let failed: Vec<&str> = std::thread::scope(|scope| {
+        let running: Vec<_> = parts
+            .iter()
+            .map(|(name, part)| (*name, scope.spawn(part)))
+            .collect();
+        let ended = running.into_iter();
+        let failed = ended.filter_map(|(name, part)| part.join().is_err().then_some(name));
+        failed.collect()
+    });
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -343,10 +496,10 @@ impl Drop for Lab {
                 let _ = process.wait();
             }
         }
-        let hosts = self.hosts.iter().map(|host| host.name.as_str());
-        for host in hosts.chain(["hub"]) {
+        self.nats.clear();
+        for namespace in self.namespaces() {
             let _ = Command::new("ip")
-                .args(["netns", "del", &self.namespace(host)])
+                .args(["netns", "del", &namespace])
                 .output();
         }
     }

@@ -1,6 +1,5 @@
 //! A steady stream of HTTP requests from the hub, each on a connection of its own, and what became of every one.
 
-use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,10 +8,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, enter};
+use crate::shared;
 
 /// A client that waits longer than this for an answer counts as failed.
 const PATIENCE: Duration = Duration::from_secs(5);
 const CLIENTS: usize = 4;
+/// Requests that one thing that breaks may cost: what clients had under way, twice.
+const COST: usize = 2 * CLIENTS;
+/// A request that is sent this long after something broke must not fail any more: a second, and a busy machine.
+pub(crate) const AVOIDED: Duration = Duration::from_millis(1_500);
 /// Between two requests of one client.
 const PACE: Duration = Duration::from_millis(15);
 
@@ -35,24 +39,21 @@ pub(crate) struct Report {
     pub(crate) samples: Vec<Sample>,
 }
 
+/// One GET for that host name; the status and the body of any answer.
+pub(crate) fn ask(address: SocketAddr, host: &str, path: &str) -> Result<(u16, String), String> {
+    let asking = || {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        shared::http_get(stream, host, path)
+    };
+    asking().map_err(|error| error.to_string())
+}
+
 /// One GET; the body of a 200, or what went wrong.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Result<String, String> {
-    let text = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(text)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(text)?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).map_err(text)?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).map_err(text)?;
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
-    match head.split(' ').nth(1) {
-        Some("200") => Ok(body.to_owned()),
-        _ => Err(format!(
-            "{}: {}",
-            head.lines().next().unwrap_or_default(),
-            body.trim()
-        )),
+    match ask(address, &address.to_string(), path)? {
+        (200, body) => Ok(body),
+        (status, body) => Err(format!("{status}: {}", body.trim())),
     }
 }
 
@@ -143,6 +144,44 @@ impl Report {
             failed.len(),
             self.samples.len(),
             &failed[..failed.len().min(10)]
+        );
+    }
+
+    /// Panics unless what failed was sent about when one of these things happened, and was little each time.
+    pub(crate) fn assert_bounded(&self, what: &str, happened: &[Duration]) {
+        let (failed, requests) = (self.failures().count(), self.samples.len());
+        println!(
+            "{what}, {} times: {failed} of {requests} requests failed",
+            happened.len()
+        );
+        for sample in self.failures() {
+            println!(
+                "  sent {:?}, took {:?}: {:?}",
+                sample.sent, sample.took, sample.outcome
+            );
+        }
+        assert!(requests > 20, "{what}: hardly any request was sent");
+        assert!(failed <= COST * happened.len(), "{what}: {failed} failed");
+        for sample in self.failures() {
+            // Those under way count from when they were sent.
+            let (sent, ended) = (sample.sent, sample.sent + sample.took);
+            let mut about = happened
+                .iter()
+                .map(|at| sent < *at + AVOIDED && ended > *at);
+            let outcome = &sample.outcome;
+            assert!(
+                about.any(|explained| explained),
+                "{what} at {happened:?}, sent {sent:?}: {outcome:?}"
+            );
+        }
+    }
+
+    pub(crate) fn print(&self, what: &str, since: Duration) {
+        println!(
+            "{what}: {} of {} requests failed, the last of them sent {:?} after",
+            self.failures().count(),
+            self.samples.len(),
+            self.last_failure_after(since)
         );
     }
 

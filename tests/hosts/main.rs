@@ -10,8 +10,21 @@
 )]
 
 mod cluster;
-mod failure;
+mod guests;
 mod lab;
 mod load;
-mod network;
+mod nat;
 mod postgres;
+#[path = "../shared/mod.rs"]
+mod shared;
+mod web;
+
+mod balancers;
+mod cuts;
+mod edge;
+mod failure;
+mod ingress;
+mod network;
+mod policy;
+mod quiet;
+mod servers;

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use crate::cluster::{Cluster, NODES, address};
+use crate::guests::Dial;
 use crate::lab::wait_for;
 use crate::load;
 
@@ -64,28 +65,6 @@ metadata: {name: lines-headless}
 spec: {clusterIP: None, selector: {app: lines}, ports: [{name: lines, port: 7000}]}
 ";
 
-fn client(name: &str, node: &str, args: &str, env: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: Never\n  nodeName: {node}\n  \
-         containers:\n  - {{name: main, image: coracle.dev/guests/dial, args: [{args}], env: [{env}]}}\n"
-    )
-}
-
-fn logs_with(cluster: &Cluster, pod: &str, wanted: &str) -> String {
-    let mut before = String::new();
-    wait_for(&format!("{wanted:?} in the logs of {pod}"), || {
-        let output = cluster.lab.try_kubectl(&["logs", pod]);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        let said = format!("{text}{errors}");
-        if said != before {
-            println!("logs of {pod}: {said}");
-            before = said;
-        }
-        text.contains(wanted).then_some(text)
-    })
-}
-
 #[test]
 fn three_hosts_are_one_network() {
     let Some(cluster) = Cluster::start() else {
@@ -123,21 +102,25 @@ fn three_hosts_are_one_network() {
     // A stream, by the Service's name and by the headless one; the peer is another host's pod.
     for (name, target) in [("by-service", "lines:7"), ("by-pod", "lines-headless:7000")] {
         // The first line back is the server's name, the second what was said first.
-        lab.apply(&client(name, "h1", &format!("'{target}', hello, last"), ""));
-        let said = logs_with(&cluster, name, "hello");
+        let client = Dial {
+            node: "h1",
+            args: &format!("'{target}', hello, last"),
+            ..Dial::new(name)
+        };
+        let said = client.hears(lab, "hello");
         assert!(
             said.contains("lines"),
             "the server says its name first: {said}"
         );
     }
     // Datagrams, between hosts and from outside through any host.
-    lab.apply(&client(
-        "datagram",
-        "h3",
-        "'datagrams:9', ping",
-        "{name: PROTOCOL, value: udp}",
-    ));
-    logs_with(&cluster, "datagram", "ping from");
+    let client = Dial {
+        node: "h3",
+        args: "'datagrams:9', ping",
+        env: "{name: PROTOCOL, value: udp}",
+        ..Dial::new("datagram")
+    };
+    client.hears(lab, "ping from");
     for (node, number) in NODES {
         let answer = lab.inside("hub", || {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
@@ -183,7 +166,7 @@ fn natives_resolve(cluster: &Cluster) {
 }
 
 /// The first address of a name, asked of this host's DNS server (RFC 1035, one question).
-fn lookup(name: &str) -> Option<Ipv4Addr> {
+pub(crate) fn lookup(name: &str) -> Option<Ipv4Addr> {
     let mut query = vec![0x12, 0x34, 0x01, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         query.push(u8::try_from(label.len()).expect("a label"));

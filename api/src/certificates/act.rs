@@ -273,6 +273,10 @@ impl Facts for Cluster<'_> {
         renewed.is_some_and(|renewed| handlers::now().duration_since(renewed) < SILENT)
     }
 
+    fn longest(&self) -> Duration {
+        self.api.settings.cluster_signing_duration
+    }
+
     fn is_server(&self, address: IpAddr) -> bool {
         if address.is_loopback() {
             return false;

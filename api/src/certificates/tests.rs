@@ -37,6 +37,10 @@ impl Facts for World {
         self.taken.contains(&address)
     }
 
+    fn longest(&self) -> Duration {
+        LIFETIME
+    }
+
     fn is_server(&self, address: IpAddr) -> bool {
         self.servers.contains(&address)
     }
@@ -288,6 +292,14 @@ fn lives_are_bounded_on_both_sides() {
         (Some(i64::MAX), LIFETIME),
         (Some(-5), LIFETIME),
     ] {
-        assert_eq!(lifetime(asked), expect, "{asked:?}");
+        assert_eq!(lifetime(asked, LIFETIME), expect, "{asked:?}");
+    }
+    let brief = Duration::from_secs(40);
+    for asked in [None, Some(1), Some(3_600)] {
+        assert_eq!(
+            lifetime(asked, brief),
+            brief,
+            "as the cluster says: {asked:?}"
+        );
     }
 }

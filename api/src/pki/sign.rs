@@ -54,7 +54,8 @@ impl Pki {
         let begin = OffsetDateTime::from_unix_timestamp(now.as_second())
             .unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let lifetime = time::Duration::try_from(lifetime).unwrap_or(time::Duration::MAX);
-        params.not_before = begin - BACKDATE;
+        // Whoever renews counts from the beginning: a short life must not be over before it was lived.
+        params.not_before = begin - BACKDATE.min(lifetime / 10);
         params.not_after = begin.saturating_add(lifetime).min(self.ends());
         let certificate = request.signed_by(&self.issuer).map_err(unreadable)?;
         Ok(certificate.pem())
@@ -136,6 +137,12 @@ mod tests {
         assert!(usage.value.client_auth && !usage.value.server_auth);
         assert!(leaf.subject_alternative_name().expect("read").is_some());
         assert_eq!(leaf.validity().not_after.timestamp(), 1_800_003_600);
+        let begins = leaf.validity().not_before.timestamp();
+        assert_eq!(
+            begins,
+            1_800_000_000 - 360,
+            "a short life begins at most a tenth earlier"
+        );
 
         let again = sign(HOUR);
         assert_ne!(again, pem, "every certificate has a serial of its own");

@@ -52,6 +52,8 @@ impl Renewal {
                 Ok(()) => {
                     again = AGAIN;
                     present = true;
+                    // Whatever the new one says, servers are not asked again at once.
+                    sleep(AGAIN).await;
                 }
                 Err(error) => {
                     let ends = self.leaf(role).map(|leaf| leaf.ends);

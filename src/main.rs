@@ -111,7 +111,11 @@ fn start_logging(filter: &str) -> anyhow::Result<()> {
 /// One line that says what failed and why.
 fn fail(error: &anyhow::Error) -> ExitCode {
     use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "coracle: {error:#}");
+    let _ = writeln!(
+        std::io::stderr(),
+        "coracle: {}",
+        types::error::chain(error.as_ref())
+    );
     ExitCode::FAILURE
 }
 

@@ -88,7 +88,7 @@ impl Nodes {
             .map_err(|error: http::uri::InvalidUri| failed(&error.to_string()))?;
         match tokio::time::timeout(ANSWER, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(failed(&chain(&error))),
+            Ok(Err(error)) => Err(failed(&types::error::chain(&error))),
             Err(_) => Err(failed("it did not answer in time")),
         }
     }
@@ -174,18 +174,6 @@ impl Write for Way {
             Self::Link(io) => Pin::new(io).poll_shutdown(context),
         }
     }
-}
-
-/// The error and what caused it; hyper's own text alone says nothing.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// `address:port` as the node's status has it; a node that keeps a link is not dialled.

@@ -27,10 +27,11 @@ use rustls::ClientConfig;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
+use types::error::chain;
 use types::well_known::{LINK_ENDPOINT, LINK_PATH, LINK_PROTOCOL, LINK_TUNNEL};
 
 use crate::network::{Dial, Io};
-use crate::servers::{Address, SERVER_NAME, Servers, chain, secure};
+use crate::servers::{Address, SERVER_NAME, Servers, secure};
 use crate::tls::{self, Certificates};
 
 /// Links to servers, and streams through them.

@@ -23,6 +23,7 @@ use kube::client::Body;
 use rustls::ClientConfig;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
+use types::error::chain;
 use types::well_known::NAMESPACE_DEFAULT;
 
 pub use address::{Address, AddressError};
@@ -296,16 +297,4 @@ fn is_reset(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error);
     let stream = source.and_then(|source| source.downcast_ref::<h2::Error>());
     stream.is_some_and(h2::Error::is_reset)
-}
-
-/// The error and what caused it; hyper's own text alone says nothing.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -1,6 +1,7 @@
 //! Words the API server, the scheduler and the host share. A leaf: no I/O, no clock, no task.
 
 pub mod condition;
+pub mod error;
 pub mod listeners;
 pub mod pod;
 pub mod quantity;

@@ -390,18 +390,6 @@ fn explain(error: OciDistributionError) -> Error {
                 _ => Error::Registry(error.to_string()),
             }
         }
-        _ => {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                let cause_text = cause.to_string();
-                if !text.contains(&cause_text) {
-                    text.push_str(": ");
-                    text.push_str(&cause_text);
-                }
-                source = cause.source();
-            }
-            Error::Registry(text)
-        }
+        _ => Error::Registry(types::error::chain(&error)),
     }
 }

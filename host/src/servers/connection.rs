@@ -11,8 +11,9 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use types::error::chain;
 
-use super::{Address, chain};
+use super::Address;
 
 /// Every API server's certificate has this name, whatever its address.
 pub(crate) const SERVER_NAME: &str = "kubernetes.default.svc";

@@ -26,7 +26,14 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         None => data_dir::default_path()?,
     };
     let data_dir = data_dir::make(&data_dir)?;
-    let starting = api::start(args.api.into_config(data_dir));
+    let config = api::Config {
+        node_ranges: Some(api::NodeRanges {
+            within: args.scheduler.cluster_cidr,
+            prefix: args.scheduler.node_cidr_mask_size,
+        }),
+        ..args.api.into_config(data_dir)
+    };
+    let starting = api::start(config);
     let Some(api) = uninterrupted(starting).await else {
         return Ok(cut_off());
     };

@@ -102,7 +102,15 @@ impl Cluster {
         mirrors: Vec<(String, String)>,
         progress: &Progress,
     ) -> Result<Self> {
-        let api = api::start(args.api.clone().into_config(data_dir.to_owned())).await?;
+        let mut config = args.api.clone().into_config(data_dir.to_owned());
+        if let Some(range) = args.host.pod_cidr {
+            // It names its own node's addresses; there are no others.
+            config.node_ranges = Some(api::NodeRanges {
+                within: range,
+                prefix: range.prefix_len(),
+            });
+        }
+        let api = api::start(config).await?;
         progress.say(&format!("Kubernetes API at {}", api.url()));
         // Absolute: the line is pasted into shells that stand elsewhere.
         let kubeconfig =

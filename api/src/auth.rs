@@ -9,7 +9,7 @@ mod access;
 mod accounts;
 pub mod bootstrap;
 mod bootstrap_tokens;
-mod graph;
+pub(crate) mod graph;
 mod impersonation;
 mod live;
 mod node;

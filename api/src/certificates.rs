@@ -48,9 +48,8 @@ const SHORTEST: Duration = Duration::from_secs(600);
 pub trait Facts {
     /// May `user` create this pretended subresource of CertificateSigningRequests?
     fn may(&self, user: &User, subresource: &str) -> bool;
-    /// Addresses of type InternalIP and ExternalIP, and names of type Hostname, InternalDNS and ExternalDNS; `None`: there
-    /// is no such node.
-    fn node(&self, name: &str) -> Option<(Vec<IpAddr>, Vec<String>)>;
+    /// Addresses of type InternalIP and ExternalIP.
+    fn addresses(&self, node: &str) -> Vec<IpAddr>;
     /// Is there a node of that name that is ready and was heard of lately?
     fn is_alive(&self, name: &str) -> bool;
     /// Does another node, or the cluster itself, have this address?
@@ -59,6 +58,8 @@ pub trait Facts {
     fn is_server(&self, address: IpAddr) -> bool;
     /// The longest that a certificate may live here.
     fn longest(&self) -> Duration;
+    /// Do clients find an API server by this name?
+    fn is_server_name(&self, name: &str) -> bool;
 }
 
 /// What is to be done with one request now.
@@ -225,7 +226,7 @@ fn no_other_names(request: &Request) -> Result<(), &'static str> {
 /// could speak for any node. The request waits: a machine that lost its data is let in again once its old node is not
 /// ready, forty seconds at the latest, and a person may approve it at any time.
 fn approve_client(request: &Request, by: &User, facts: &dyn Facts) -> Action {
-    let Some(node) = request.node().filter(|node| may_be_a_node(node)) else {
+    let Some(node) = request.node().filter(|node| may_be_a_node(node, facts)) else {
         return Action::Leave;
     };
     let own = by.node() == Some(node);
@@ -247,7 +248,8 @@ fn approve_client(request: &Request, by: &User, facts: &dyn Facts) -> Action {
 }
 
 /// Differs from Kubernetes: upstream leaves every serving certificate to somebody else's judgement. Here a node gets one
-/// for its own name, and for the addresses its Node object has if no other node and no part of the cluster has them.
+/// for its own name, and for the addresses its Node object has if no other node and no part of the cluster has them. Other
+/// names in its Node object are its own word, and are somebody else's to approve.
 /// Before there is a Node object it gets one for its name alone.
 /// An address where an API server is found is only given to whoever asked from there: that is the same machine.
 fn approve_serving(
@@ -256,17 +258,14 @@ fn approve_serving(
     from: Option<IpAddr>,
     facts: &dyn Facts,
 ) -> Action {
-    let Some(node) = request.node().filter(|node| may_be_a_node(node)) else {
+    let Some(node) = request.node().filter(|node| may_be_a_node(node, facts)) else {
         return Action::Leave;
     };
     if by.node() != Some(node) {
         return Action::Leave;
     }
-    let (addresses, names) = facts.node(node).unwrap_or_default();
-    let names_fit = request
-        .dns
-        .iter()
-        .all(|name| name == node || names.contains(name) && !is_reserved(name));
+    let addresses = facts.addresses(node);
+    let names_fit = request.dns.iter().all(|name| name == node);
     let addresses_fit = request.addresses.iter().all(|address| {
         let elsewhere = facts.is_server(*address) && from != Some(*address);
         addresses.contains(address) && !elsewhere && !facts.is_taken(*address, node)
@@ -280,8 +279,9 @@ fn approve_serving(
     }
 }
 
-fn may_be_a_node(name: &str) -> bool {
-    names::dns_subdomain(name).is_empty() && !is_reserved(name)
+fn may_be_a_node(name: &str, facts: &dyn Facts) -> bool {
+    let taken = is_reserved(name) || facts.is_server_name(name);
+    names::dns_subdomain(name).is_empty() && !taken
 }
 
 /// Names under which something else than a node is trusted: the API servers, and everything inside the cluster.

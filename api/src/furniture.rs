@@ -28,7 +28,7 @@ use crate::registry::delete::DeleteOptions;
 use crate::registry::{Change, Registry};
 use crate::status::{Error, Reason};
 
-pub(crate) use replicas::Replica;
+pub(crate) use replicas::{Replica, names_of_servers};
 pub(crate) use roles::keep_aggregated;
 
 const MANAGER: &str = "kube-apiserver";

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::TolerationSeconds;
 use crate::auth::{Access, User};
 use crate::cache::Cache;
-use crate::kinds::strategy::Door;
+use crate::kinds::strategy::{Door, NodeRanges};
 use crate::kinds::{Kind, Kinds};
 use crate::links::{self, Links};
 use crate::metrics::Metrics;
@@ -76,6 +76,10 @@ pub struct Api {
 pub struct Settings {
     pub service_cidr: ipnet::Ipv4Net,
     pub node_ports: RangeInclusive<u16>,
+    /// Pod ranges that a node may register with.
+    pub node_ranges: Option<NodeRanges>,
+    /// What clients may find this server by, beside the names and addresses every server has.
+    pub names: Vec<String>,
     /// Names of IngressClasses that are ours beside our own.
     pub ingress_classes: Vec<String>,
     pub tolerations: TolerationSeconds,

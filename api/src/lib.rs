@@ -40,4 +40,5 @@ pub mod store;
 mod table;
 
 pub use args::Args;
+pub use kinds::strategy::NodeRanges;
 pub use server::{Config, Handle, start};

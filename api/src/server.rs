@@ -37,6 +37,7 @@ use crate::auth::tokens::Tokens;
 use crate::auth::{self, Access, User};
 use crate::furniture::Replica;
 use crate::handlers::{self, Api, Room, Settings};
+use crate::kinds::strategy::NodeRanges;
 use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
@@ -59,6 +60,8 @@ pub struct Config {
     pub kubeconfig: PathBuf,
     pub service_cidr: Ipv4Net,
     pub node_ports: RangeInclusive<u16>,
+    /// Pod ranges that a node may register with; others it has to be given.
+    pub node_ranges: Option<NodeRanges>,
     /// Names of IngressClasses that are served here beside `coracle`.
     pub ingress_classes: Vec<String>,
     /// How long pods stay on a node that does not answer, where they say nothing themselves.
@@ -145,6 +148,10 @@ impl Config {
             kubeconfig: PathBuf::new(),
             service_cidr: Ipv4Net::new_assert([10, 96, 0, 0].into(), 16),
             node_ports: 30_000..=32_767,
+            node_ranges: Some(NodeRanges {
+                within: Ipv4Net::new_assert([100, 64, 0, 0].into(), 10),
+                prefix: 18,
+            }),
             names: Vec::new(),
             ingress_classes: Vec::new(),
             tolerations: TolerationSeconds::default(),
@@ -185,6 +192,8 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
             service_cidr: config.service_cidr,
             node_ports: config.node_ports.clone(),
             advertised,
+            node_ranges: config.node_ranges,
+            names: config.names.clone(),
             ingress_classes: config.ingress_classes.clone(),
             tolerations: config.tolerations,
             cluster_signing_duration: config.cluster_signing_duration,

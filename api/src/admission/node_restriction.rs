@@ -1,10 +1,12 @@
 //! NodeRestriction: what a node writes is about itself and its own pods. Which requests a node may make at all is the node
 //! authoriser's to say.
 
+use ipnet::Ipv4Net;
 use serde_json::Value;
-use types::well_known::NAMESPACE_NODE_LEASE;
+use types::well_known::{ANNOTATION_MIRROR, NAMESPACE_NODE_LEASE};
 
 use super::{Attributes, Plugin, tree};
+use crate::auth::graph::{self, What};
 use crate::certificates::request::Request;
 use crate::certificates::{GROUP as CERTIFICATES, NODE_CLIENT, NODE_SERVING};
 use crate::kinds::strategy::{Door, Lookup};
@@ -14,7 +16,6 @@ use crate::store::Key;
 
 pub(super) struct NodeRestriction;
 
-const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Labels in Kubernetes' namespaces that a node may put on itself…
 const OWN_LABELS: &[&str] = &[
     "kubernetes.io/hostname",
@@ -46,8 +47,8 @@ impl Plugin for NodeRestriction {
             return Ok(());
         };
         match (&*attributes.kind.group, &*attributes.kind.plural) {
-            ("", "pods") => pod(attributes, node, new),
-            ("", "nodes") => own_node(attributes, node, new),
+            ("", "pods") => pod(attributes, node, new, lookup),
+            ("", "nodes") => own_node(attributes, node, new, lookup),
             ("", "persistentvolumeclaims") => claim(attributes, new),
             ("", "serviceaccounts") if attributes.door == Door::Subresource("token") => {
                 token(attributes, node, new, lookup)
@@ -87,10 +88,15 @@ impl Plugin for NodeRestriction {
     }
 }
 
-fn pod(attributes: &Attributes<'_>, node: &str, new: &Object) -> Result<(), Error> {
+fn pod(
+    attributes: &Attributes<'_>,
+    node: &str,
+    new: &Object,
+    lookup: &dyn Lookup,
+) -> Result<(), Error> {
     let refuse = |why: String| Err(attributes.forbidden(&why));
     let Some(old) = attributes.old else {
-        return mirror_pod(attributes, node, new);
+        return mirror_pod(attributes, node, new, lookup);
     };
     match attributes.door {
         Door::Subresource("status") => {
@@ -113,57 +119,104 @@ fn pod(attributes: &Attributes<'_>, node: &str, new: &Object) -> Result<(), Erro
     }
 }
 
-/// A node makes no pods but copies of those it has by itself, which use nothing of the cluster's.
-fn mirror_pod(attributes: &Attributes<'_>, node: &str, new: &Object) -> Result<(), Error> {
-    let refuse = |why: &str| {
-        Err(attributes.forbidden(&format!("{why}, node {node:?} can only create mirror pods")))
-    };
-    if new.annotation(MIRROR).is_none() {
-        return refuse(&format!("pod does not have {MIRROR:?} annotation"));
+/// A node makes no pods but copies of those it has by itself, which use nothing of the cluster's: whatever a pod refers to
+/// its node may read.
+fn mirror_pod(
+    attributes: &Attributes<'_>,
+    node: &str,
+    new: &Object,
+    lookup: &dyn Lookup,
+) -> Result<(), Error> {
+    let refuse = |why: String| Err(attributes.forbidden(&why));
+    if new.annotation(ANNOTATION_MIRROR).is_none() {
+        return refuse(format!(
+            "pod does not have {ANNOTATION_MIRROR:?} annotation, node {node:?} can only create mirror pods"
+        ));
     }
     if new.str_at(&["spec", "nodeName"]) != Some(node) {
-        return Err(attributes.forbidden(&format!(
+        return refuse(format!(
             "node {node:?} can only create pods with spec.nodeName set to itself"
-        )));
+        ));
     }
-    let owners = new.list_at(&["metadata", "ownerReferences"]);
-    let own = |owner: &Value| {
-        owner["apiVersion"] == "v1" && owner["kind"] == "Node" && owner["name"] == node
-    };
-    if owners.len() > 1 || !owners.iter().all(own) {
-        return refuse("pod must be owned by its node and nothing else");
-    }
-    let account = new
-        .str_at(&["spec", "serviceAccountName"])
-        .unwrap_or_default();
-    if !account.is_empty() {
-        return Err(attributes.forbidden(&format!(
-            "node {node:?} can not create pods that reference a service account"
-        )));
-    }
-    let text = new.at(&["spec"]).map(Value::to_string).unwrap_or_default();
-    for (word, what) in [
-        ("\"secretName\"", "secrets"),
-        ("\"secretKeyRef\"", "secrets"),
-        ("\"secretRef\"", "secrets"),
-        ("\"imagePullSecrets\"", "secrets"),
-        ("\"configMap\"", "configmaps"),
-        ("\"configMapKeyRef\"", "configmaps"),
-        ("\"configMapRef\"", "configmaps"),
-        ("\"persistentVolumeClaim\"", "persistentvolumeclaims"),
-        ("\"serviceAccountToken\"", "serviceaccounts"),
-        ("\"secret\":{", "secrets"),
-    ] {
-        if text.contains(word) {
-            return Err(attributes.forbidden(&format!(
-                "node {node:?} can not create pods that reference {what}"
-            )));
-        }
+    owned_by_its_node(attributes, node, new, lookup)?;
+    if let Some(what) = refers_to(attributes.namespace, new) {
+        return refuse(format!(
+            "node {node:?} can not create pods that reference {what}"
+        ));
     }
     Ok(())
 }
 
-fn own_node(attributes: &Attributes<'_>, node: &str, new: &Object) -> Result<(), Error> {
+fn owned_by_its_node(
+    attributes: &Attributes<'_>,
+    node: &str,
+    pod: &Object,
+    lookup: &dyn Lookup,
+) -> Result<(), Error> {
+    let refuse = |why: String| Err(attributes.forbidden(&why));
+    let [owner] = pod.list_at(&["metadata", "ownerReferences"]) else {
+        return refuse(format!(
+            "node {node:?} can only create pods with a single owner reference set to itself"
+        ));
+    };
+    if owner["apiVersion"] != "v1" || owner["kind"] != "Node" || owner["name"] != node {
+        return refuse(format!(
+            "node {node:?} can only create pods with an owner reference set to itself"
+        ));
+    }
+    if owner["controller"] != true {
+        return refuse(format!(
+            "node {node:?} can only create pods with a controller owner reference set to itself"
+        ));
+    }
+    if owner["blockOwnerDeletion"] == true {
+        return refuse(format!(
+            "node {node:?} must not set blockOwnerDeletion on an owner reference"
+        ));
+    }
+    let known = lookup.get(&Key::new("nodes", "", node));
+    let uid = known.as_ref().map_or("", |known| &*known.index.uid);
+    let said = owner["uid"].as_str().unwrap_or_default();
+    if uid.is_empty() || said != uid {
+        return refuse(format!(
+            "node {node:?} UID mismatch: expected {uid:?} got {said:?}"
+        ));
+    }
+    Ok(())
+}
+
+/// What a pod uses of the cluster, if it uses anything.
+fn refers_to(namespace: &str, pod: &Object) -> Option<&'static str> {
+    if let Some(first) = graph::references(&namespace.into(), pod.value()).first() {
+        return Some(match first.what {
+            What::Account => "a service account",
+            What::Secret => "secrets",
+            What::ConfigMap => "configmaps",
+            What::Claim => "persistentvolumeclaims",
+        });
+    }
+    if !pod.list_at(&["spec", "resourceClaims"]).is_empty() {
+        return Some("resourceclaims");
+    }
+    let volumes = pod.list_at(&["spec", "volumes"]).iter();
+    let mut sources = volumes.flat_map(|volume| {
+        let sources = volume["projected"]["sources"].as_array();
+        sources.into_iter().flatten()
+    });
+    // Of its own, a pod has only what it is.
+    let foreign = |source: &Value| {
+        let keys = source.as_object().into_iter().flatten();
+        keys.into_iter().any(|(key, _)| key != "downwardAPI")
+    };
+    sources.any(foreign).then_some("a projected volume")
+}
+
+fn own_node(
+    attributes: &Attributes<'_>,
+    node: &str,
+    new: &Object,
+    lookup: &dyn Lookup,
+) -> Result<(), Error> {
     if new.name() != node {
         return Err(attributes.forbidden(&format!(
             "node {node:?} is not allowed to modify node {:?}",
@@ -191,8 +244,13 @@ fn own_node(attributes: &Attributes<'_>, node: &str, new: &Object) -> Result<(),
         )));
     }
     let Some(old) = attributes.old else {
-        return Ok(());
+        return own_range(attributes, node, new, lookup);
     };
+    if ranges(new) != ranges(old) {
+        return Err(
+            attributes.forbidden(&format!("node {node:?} is not allowed to modify podCIDR"))
+        );
+    }
     if new.at(&["spec", "taints"]) != old.at(&["spec", "taints"]) {
         return Err(attributes.forbidden(&format!("node {node:?} is not allowed to modify taints")));
     }
@@ -202,6 +260,64 @@ fn own_node(attributes: &Attributes<'_>, node: &str, new: &Object) -> Result<(),
         )));
     }
     Ok(())
+}
+
+/// Differs from Kubernetes: there a node may give itself any pod addresses, for the network is somebody else's. Here who
+/// has a range gets what is sent to it. A node registers without one, or with one that it could have been given: part of
+/// what nodes may have, no larger than a node's part, and nobody else's.
+fn own_range(
+    attributes: &Attributes<'_>,
+    node: &str,
+    new: &Object,
+    lookup: &dyn Lookup,
+) -> Result<(), Error> {
+    let asked = ranges(new);
+    let [asked] = &*asked else {
+        if asked.is_empty() {
+            return Ok(());
+        }
+        return Err(attributes.forbidden(&format!(
+            "node {node:?} is not allowed to register with several pod ranges"
+        )));
+    };
+    let refuse = |why: &str| {
+        Err(attributes.forbidden(&format!(
+            "node {node:?} is not allowed to register with podCIDR {asked:?}: {why}"
+        )))
+    };
+    let Ok(asked) = asked.parse::<Ipv4Net>() else {
+        return refuse("it is no IPv4 range");
+    };
+    let all = lookup.node_ranges();
+    if !all.is_some_and(|all| all.has(asked)) {
+        return refuse("it is no part of what this server lets nodes choose from");
+    }
+    let nodes = lookup.list("nodes", None);
+    let others = nodes.iter().filter(|other| &*other.key.name != node);
+    for other in others {
+        let known = Object::new(tree(other)).map(|other| ranges(&other));
+        let known = known.unwrap_or_default();
+        let mut theirs = known.iter().filter_map(|r| r.parse::<Ipv4Net>().ok());
+        if theirs.any(|their| their.contains(&asked.network()) || asked.contains(&their.network()))
+        {
+            return refuse(&format!("node {:?} has addresses of it", &*other.key.name));
+        }
+    }
+    Ok(())
+}
+
+/// Every range of pod addresses a Node has.
+fn ranges(node: &Object) -> Vec<String> {
+    let many = node.list_at(&["spec", "podCIDRs"]).iter();
+    let one = node.str_at(&["spec", "podCIDR"]);
+    let mut ranges: Vec<String> = many
+        .filter_map(Value::as_str)
+        .chain(one)
+        .filter(|range| !range.is_empty())
+        .map(str::to_owned)
+        .collect();
+    ranges.dedup();
+    ranges
 }
 
 /// Kubernetes' own label namespaces are closed but for what describes the machine; everybody else's are open.
@@ -326,25 +442,4 @@ fn certificate(attributes: &Attributes<'_>, node: &str, new: &Object) -> Result<
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_describes_the_machine_and_leaves_other_labels_alone() {
-        for (label, may) in [
-            ("kubernetes.io/hostname", true),
-            ("topology.kubernetes.io/zone", true),
-            ("node.kubernetes.io/anything", true),
-            ("x.kubelet.kubernetes.io/anything", true),
-            ("coracle.dev/runtime", true),
-            ("plain", true),
-            ("node-restriction.kubernetes.io/secure", false),
-            ("x.node-restriction.kubernetes.io/secure", false),
-            ("node-role.kubernetes.io/control-plane", false),
-            ("kubernetes.io/other", false),
-            ("app.k8s.io/other", false),
-        ] {
-            assert_eq!(may_set(label), may, "{label}");
-        }
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 //! finds the account's token, the cluster's CA and its namespace in files.
 
 use serde_json::{Value, json};
+use types::well_known::ANNOTATION_MIRROR;
 
 use super::{Attributes, Plugin, tree};
 use crate::kinds::strategy::Lookup;
@@ -17,7 +18,6 @@ const DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME: &str = "kube-api-access-";
 /// An hour, and seven seconds by which the API knows that nobody chose it.
 const LIFETIME: i64 = 3_607;
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 impl Plugin for ServiceAccount {
     fn mutate(
@@ -28,7 +28,7 @@ impl Plugin for ServiceAccount {
     ) -> Result<(), Error> {
         let concerned = attributes.concerns("", "pods") && attributes.is_create();
         // The copy of a pod that a node has by itself: it has no account, and none is given to it.
-        if !concerned || new.annotation(MIRROR).is_some() {
+        if !concerned || new.annotation(ANNOTATION_MIRROR).is_some() {
             return Ok(());
         }
         if new

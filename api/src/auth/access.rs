@@ -215,7 +215,11 @@ impl Access {
         self.authorise_attributes(user, &asked)
     }
 
-    fn authorise_attributes(&self, user: &User, asked: &Attributes<'_>) -> Result<(), Error> {
+    pub(crate) fn authorise_attributes(
+        &self,
+        user: &User,
+        asked: &Attributes<'_>,
+    ) -> Result<(), Error> {
         let decision = self.decide(user, asked, false);
         if decision.allowed {
             return Ok(());

@@ -20,7 +20,7 @@ const REFERENCE_GRANTS: &str = "gateway.networking.k8s.io/referencegrants";
 
 /// What nodes may read because something refers to it.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub(super) enum What {
+pub(crate) enum What {
     Secret,
     ConfigMap,
     Claim,
@@ -29,8 +29,8 @@ pub(super) enum What {
 
 /// An object that is referred to.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-struct Object {
-    what: What,
+pub(crate) struct Object {
+    pub(crate) what: What,
     namespace: Arc<str>,
     name: Box<str>,
 }
@@ -278,8 +278,9 @@ fn secret(namespace: &str, name: &Value) -> Option<Object> {
     })
 }
 
-/// Everything a pod refers to, each once.
-fn references(namespace: &Arc<str>, pod: &Value) -> Vec<Object> {
+/// Everything a pod refers to, each once. What a node may read because of a pod, and what a pod that a node makes by itself
+/// must not have.
+pub(crate) fn references(namespace: &Arc<str>, pod: &Value) -> Vec<Object> {
     let mut objects: Vec<Object> = Vec::new();
     let mut add = |what: What, name: &Value| {
         let Some(name) = name.as_str().filter(|name| !name.is_empty()) else {
@@ -322,7 +323,12 @@ fn references(namespace: &Arc<str>, pod: &Value) -> Vec<Object> {
             let name = format!("{pod}-{}", volume["name"].as_str().unwrap_or_default());
             add(What::Claim, &name.into());
         }
-        add(What::Secret, &volume["csi"]["nodePublishSecretRef"]["name"]);
+        add(What::Secret, &volume["azureFile"]["secretName"]);
+        // Whatever the volume is: `csi`, `cephfs`, `rbd` and others.
+        for source in volume.as_object().into_iter().flatten() {
+            add(What::Secret, &source.1["secretRef"]["name"]);
+            add(What::Secret, &source.1["nodePublishSecretRef"]["name"]);
+        }
         for source in list(&volume["projected"]["sources"]) {
             add(What::ConfigMap, &source["configMap"]["name"]);
             add(What::Secret, &source["secret"]["name"]);
@@ -409,6 +415,22 @@ mod tests {
         world.put(PODS, "b", None);
         assert!(!world.secret("n1", "s"));
         assert!(world.0.by_node.is_empty(), "nothing is left");
+    }
+
+    #[test]
+    fn volumes_name_secrets_in_many_ways() {
+        for volume in [
+            json!({"csi": {"driver": "d", "nodePublishSecretRef": {"name": "s"}}}),
+            json!({"cephfs": {"secretRef": {"name": "s"}}}),
+            json!({"azureFile": {"secretName": "s"}}),
+            json!({"secret": {"secretName": "s"}}),
+            json!({"projected": {"sources": [{"secret": {"name": "s"}}]}}),
+        ] {
+            let pod = json!({"metadata": {"name": "p"}, "spec": {"volumes": [volume.clone()]}});
+            let found = references(&"ns".into(), &pod);
+            let found: Vec<_> = found.iter().map(|o| (o.what, &*o.name)).collect();
+            assert_eq!(found, [(What::Secret, "s")], "{volume}");
+        }
     }
 
     #[test]

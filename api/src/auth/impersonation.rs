@@ -1,6 +1,6 @@
 //! Impersonation: the headers by which a user asks to be treated as another, each part of it permitted by name. Pure.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use types::well_known::{GROUP_AUTHENTICATED, GROUP_UNAUTHENTICATED, USER_ANONYMOUS};
 
 use super::User;
@@ -8,37 +8,44 @@ use crate::request::{ResourcePath, query};
 use crate::status::Error;
 
 const AUTHENTICATION: &str = "authentication.k8s.io";
+const USER: &str = "impersonate-user";
+const GROUP: &str = "impersonate-group";
+const UID: &str = "impersonate-uid";
 const EXTRA: &str = "impersonate-extra-";
 
 /// The user the request is to be answered for. `permit` refuses what `user` may not impersonate.
+///
+/// Differs from Kubernetes: an empty `Impersonate-User` is an error, not a request of the caller's own.
 pub(super) fn apply(
     user: User,
     headers: &HeaderMap,
     permit: impl Fn(&User, &ResourcePath) -> Result<(), Error>,
 ) -> Result<User, Error> {
-    let text = |key: &str| {
-        let value = headers.get(key).and_then(|value| value.to_str().ok());
-        value.unwrap_or_default().to_owned()
+    // Whoever sends such a header must not be answered as who they are.
+    let asks = headers.keys().any(|key| {
+        let key = key.as_str();
+        matches!(key, USER | GROUP | UID) || key.starts_with(EXTRA)
+    });
+    if !asks {
+        return Ok(user);
+    }
+    let one = |key: &str| match headers.get(key) {
+        Some(value) => text(key, value),
+        None => Ok(String::new()),
     };
-    let name = text("impersonate-user");
-    let groups: Vec<String> = headers
-        .get_all("impersonate-group")
-        .iter()
-        .filter_map(|value| Some(value.to_str().ok()?.to_owned()))
-        .collect();
-    let uid = text("impersonate-uid");
-    let extras: Vec<(String, String)> = headers
-        .iter()
-        .filter_map(|(key, value)| {
-            let key = key.as_str().strip_prefix(EXTRA)?;
-            let key = query::percent_decode(key, false);
-            Some((key, value.to_str().ok()?.to_owned()))
-        })
-        .collect();
+    let name = one(USER)?;
+    let groups = headers.get_all(GROUP).iter();
+    let groups: Vec<String> = groups
+        .map(|value| text(GROUP, value))
+        .collect::<Result<_, _>>()?;
+    let uid = one(UID)?;
+    let extras = headers.iter().filter_map(|(key, value)| {
+        let name = key.as_str().strip_prefix(EXTRA)?;
+        let name = query::percent_decode(name, false);
+        Some(text(key.as_str(), value).map(|value| (name, value)))
+    });
+    let extras: Vec<(String, String)> = extras.collect::<Result<_, _>>()?;
     if name.is_empty() {
-        if groups.is_empty() && uid.is_empty() && extras.is_empty() {
-            return Ok(user);
-        }
         return Err(Error::internal(
             "requested impersonation without impersonating a user",
         ));
@@ -75,6 +82,13 @@ pub(super) fn apply(
         other.extra.entry(key).or_default().push(value);
     }
     Ok(other)
+}
+
+/// Names may be in any script; what is not UTF-8 names nobody.
+fn text(key: &str, value: &HeaderValue) -> Result<String, Error> {
+    let text = std::str::from_utf8(value.as_bytes());
+    let text = text.map_err(|_| Error::bad_request(format!("the header {key} is not UTF-8")))?;
+    Ok(text.to_owned())
 }
 
 /// A service account has its own groups unless some are named; everybody is authenticated, or not.
@@ -170,6 +184,28 @@ mod tests {
                 "system:authenticated"
             ]
         );
+    }
+
+    #[test]
+    fn who_cannot_be_read_is_not_the_caller() {
+        let of = |key: &'static str, value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            if key != USER {
+                headers.insert(USER, HeaderValue::from_static("bob"));
+            }
+            let value = HeaderValue::from_bytes(value).expect("a header value");
+            headers.append(key, value);
+            apply(User::admin(), &headers, |_, _| Ok(()))
+        };
+        for key in [USER, GROUP, UID, "impersonate-extra-scopes"] {
+            let error = of(key, b"J\xfcrgen").expect_err("not UTF-8");
+            assert!(error.message.contains(key), "{}", error.message);
+        }
+        let user = of(USER, "Jürgen".as_bytes()).expect("a name");
+        assert_eq!(user.name, "Jürgen");
+        let user = of(GROUP, "größe".as_bytes()).expect("a group");
+        assert_eq!(user.groups[0], "größe");
+        assert!(of(USER, b"").is_err(), "nobody is not the caller");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use types::well_known::{NAMESPACE_DEFAULT, NAMESPACE_NODE_LEASE, NAMESPACE_SYSTE
 use super::request::Request;
 use super::{Action, Facts, GROUP, PLURAL, STORAGE, decide};
 use crate::auth::{Attributes, User};
+use crate::furniture::names_of_servers;
 use crate::handlers::{self, Api};
 use crate::kinds::strategy::Door;
 use crate::object::Object;
@@ -220,20 +221,14 @@ impl Cluster<'_> {
     }
 }
 
-/// Addresses and names in a Node's status.
-fn addresses(node: &Value) -> (Vec<IpAddr>, Vec<String>) {
-    let (mut addresses, mut names) = (Vec::new(), Vec::new());
-    for entry in node["status"]["addresses"].as_array().into_iter().flatten() {
-        let text = entry["address"].as_str().unwrap_or_default();
-        match (entry["type"].as_str(), text.parse()) {
-            (Some("InternalIP" | "ExternalIP"), Ok(address)) => addresses.push(address),
-            (Some("Hostname" | "InternalDNS" | "ExternalDNS"), Err(_)) => {
-                names.push(text.to_owned())
-            }
-            _ => {}
-        }
-    }
-    (addresses, names)
+/// Addresses in a Node's status.
+fn addresses(node: &Value) -> Vec<IpAddr> {
+    let entries = node["status"]["addresses"].as_array().into_iter().flatten();
+    let addresses =
+        entries.filter(|entry| matches!(entry["type"].as_str(), Some("InternalIP" | "ExternalIP")));
+    addresses
+        .filter_map(|entry| entry["address"].as_str()?.parse().ok())
+        .collect()
 }
 
 impl Facts for Cluster<'_> {
@@ -252,8 +247,9 @@ impl Facts for Cluster<'_> {
         self.api.access.allows(user, &asked)
     }
 
-    fn node(&self, name: &str) -> Option<(Vec<IpAddr>, Vec<String>)> {
-        self.object("nodes", "", name).map(|node| addresses(&node))
+    fn addresses(&self, node: &str) -> Vec<IpAddr> {
+        let node = self.object("nodes", "", node);
+        node.map(|node| addresses(&node)).unwrap_or_default()
     }
 
     fn is_alive(&self, name: &str) -> bool {
@@ -292,7 +288,17 @@ impl Facts for Cluster<'_> {
         found.contains(&address)
     }
 
-    /// Loopback is everybody's: whoever calls it reaches itself. Other nodes', Services' and pods' addresses are theirs.
+    fn is_server_name(&self, name: &str) -> bool {
+        let same = |own: &str| own.trim_end_matches('.').eq_ignore_ascii_case(name);
+        let mut own = self.api.settings.names.iter();
+        own.any(|own| same(own))
+            || names_of_servers(&self.api.cache)
+                .iter()
+                .any(|own| same(own))
+    }
+
+    /// Loopback is everybody's: whoever calls it reaches itself. Other nodes' and Services' addresses are theirs. Pods'
+    /// addresses are not looked at: they lead through the pod network, where certificates are the tunnel's.
     fn is_taken(&self, address: IpAddr, node: &str) -> bool {
         if address.is_loopback() {
             return false;
@@ -308,7 +314,7 @@ impl Facts for Cluster<'_> {
             .filter(|other| &*other.key.name != node)
             .any(|other| {
                 let other: Value = serde_json::from_slice(&other.bytes).unwrap_or_default();
-                addresses(&other).0.contains(&address)
+                addresses(&other).contains(&address)
             })
     }
 }

@@ -11,10 +11,11 @@ use super::*;
 
 #[derive(Default)]
 struct World {
-    nodes: BTreeMap<&'static str, (Vec<IpAddr>, Vec<String>)>,
+    nodes: BTreeMap<&'static str, Vec<IpAddr>>,
     taken: Vec<IpAddr>,
     servers: Vec<IpAddr>,
     alive: Vec<&'static str>,
+    server_names: Vec<&'static str>,
 }
 
 impl Facts for World {
@@ -25,8 +26,8 @@ impl Facts for World {
         }
     }
 
-    fn node(&self, name: &str) -> Option<(Vec<IpAddr>, Vec<String>)> {
-        self.nodes.get(name).cloned()
+    fn addresses(&self, node: &str) -> Vec<IpAddr> {
+        self.nodes.get(node).cloned().unwrap_or_default()
     }
 
     fn is_alive(&self, name: &str) -> bool {
@@ -43,6 +44,10 @@ impl Facts for World {
 
     fn is_server(&self, address: IpAddr) -> bool {
         self.servers.contains(&address)
+    }
+
+    fn is_server_name(&self, name: &str) -> bool {
+        self.server_names.contains(&name)
     }
 }
 
@@ -135,6 +140,12 @@ fn a_client_certificate_is_approved_for_bootstrappers_and_for_the_node_itself() 
             "{by:?} {action:?}"
         );
     }
+    let named = World {
+        server_names: vec!["n1"],
+        ..World::default()
+    };
+    let action = decide(&csr(NODE_CLIENT, CLIENT, BOOTSTRAP, &n1), &named);
+    assert_eq!(action, Action::Leave, "a server has that name");
     let action = decide(&csr(NODE_CLIENT, SERVER, BOOTSTRAP, &n1), &world);
     assert_eq!(action, Action::Leave, "for other usages");
     let action = decide(&csr(API_CLIENT, CLIENT, BOOTSTRAP, &n1), &world);
@@ -175,7 +186,7 @@ fn a_bootstrap_token_waits_while_a_node_of_the_name_is_alive() {
 fn a_serving_certificate_is_approved_for_the_nodes_own_name_and_addresses() {
     let address = IpAddr::from([192, 0, 2, 1]);
     let known = World {
-        nodes: [("n1", (vec![address], vec!["n1.example.com".to_owned()]))].into(),
+        nodes: [("n1", vec![address])].into(),
         ..World::default()
     };
     let taken = World {
@@ -195,7 +206,11 @@ fn a_serving_certificate_is_approved_for_the_nodes_own_name_and_addresses() {
         "before it has a Node object"
     );
     assert!(!ask(&["n1", "192.0.2.1"], N1, &World::default()));
-    assert!(ask(&["n1", "192.0.2.1", "n1.example.com"], N1, &known));
+    assert!(ask(&["n1", "192.0.2.1"], N1, &known));
+    assert!(
+        !ask(&["n1", "api.example.com"], N1, &known),
+        "whatever names it gives itself"
+    );
     assert!(!ask(&["n1", "192.0.2.2"], N1, &known), "not its address");
     assert!(!ask(&["n2"], N1, &known), "not its name");
     assert!(!ask(&["n1", "kubernetes.default.svc"], N1, &known));
@@ -218,14 +233,11 @@ fn a_serving_certificate_is_approved_for_the_nodes_own_name_and_addresses() {
         let action = decide(&from_there, &server);
         assert_eq!(matches!(action, Action::Approve(_)), expect, "from {from}");
     }
-    let elsewhere = World {
-        nodes: [("n1", (Vec::new(), vec!["kubernetes".to_owned()]))].into(),
+    let named = World {
+        server_names: vec!["n1"],
         ..World::default()
     };
-    assert!(
-        !ask(&["kubernetes"], N1, &elsewhere),
-        "whatever it says of itself"
-    );
+    assert!(!ask(&["n1"], N1, &named), "a server has that name");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use types::well_known::{LABEL_SERVICE_NAME, NAMESPACE_DEFAULT, NAMESPACE_SYSTEM};
 
 use super::{KUBERNETES, ensure, registry, user};
+use crate::cache::Cache;
 use crate::handlers::{self, Api};
 use crate::object::Object;
 use crate::registry::Change;
@@ -28,6 +29,8 @@ const SLICES: &str = "discovery.k8s.io/endpointslices";
 /// As upstream's servers do, so that tools find them.
 const IDENTITY: (&str, &str) = ("apiserver.kubernetes.io/identity", "kube-apiserver");
 const ADDRESS: &str = "coracle.dev/advertise-address";
+/// Names by which clients find this server, with commas between them: no node may have them.
+const NAMES: &str = "coracle.dev/server-names";
 const SECONDS: u64 = 15;
 const LIFE: Duration = Duration::from_secs(SECONDS);
 const RENEW: Duration = Duration::from_secs(5);
@@ -53,6 +56,20 @@ struct Lease {
     name: Arc<str>,
     revision: Revision,
     address: SocketAddr,
+}
+
+/// Of all servers that share this store, as their leases say.
+pub(crate) fn names_of_servers(cache: &Cache) -> Vec<String> {
+    let snapshot = cache.snapshot(LEASES);
+    let leases = snapshot
+        .in_namespace(NAMESPACE_SYSTEM)
+        .filter(|stored| stored.index.label(IDENTITY.0) == Some(IDENTITY.1));
+    let names = leases.filter_map(|stored| {
+        let lease: Value = serde_json::from_slice(&stored.bytes).ok()?;
+        let names = lease["metadata"]["annotations"][NAMES].as_str()?;
+        Some(names.split(',').map(str::to_owned).collect::<Vec<_>>())
+    });
+    names.flatten().filter(|name| !name.is_empty()).collect()
 }
 
 // === impl Replica ===
@@ -120,7 +137,7 @@ impl Replica {
             "metadata": {
                 "name": self.name,
                 "labels": { (IDENTITY.0): IDENTITY.1, "kubernetes.io/hostname": hostname() },
-                "annotations": { (ADDRESS): address },
+                "annotations": { (ADDRESS): address, (NAMES): self.api.settings.names.join(",") },
             },
             "spec": {
                 "holderIdentity": self.holder,

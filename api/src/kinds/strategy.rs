@@ -6,6 +6,7 @@
 use crate::object::Object;
 use crate::status::{Cause, Error};
 use crate::store::{Key, Operation, Stored};
+use ipnet::Ipv4Net;
 use std::sync::Arc;
 
 /// Which door a write came through.
@@ -17,6 +18,22 @@ pub enum Door<'a> {
     Subresource(&'a str),
 }
 
+/// The pod ranges that a node may choose from when it registers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NodeRanges {
+    pub within: Ipv4Net,
+    /// Of the largest one.
+    pub prefix: u8,
+}
+
+// === impl NodeRanges ===
+
+impl NodeRanges {
+    pub fn has(&self, range: Ipv4Net) -> bool {
+        range.prefix_len() >= self.prefix && self.within.contains(&range)
+    }
+}
+
 /// What a strategy may look at beside the object: other objects (from the cache) and the cluster's configuration.
 pub trait Lookup {
     fn get(&self, key: &Key) -> Option<Arc<Stored>>;
@@ -25,6 +42,8 @@ pub trait Lookup {
     fn service_cidr(&self) -> ipnet::Ipv4Net;
     /// Inclusive.
     fn node_ports(&self) -> std::ops::RangeInclusive<u16>;
+    /// What nodes may have without being given it; `None`: nothing.
+    fn node_ranges(&self) -> Option<NodeRanges>;
     /// Random u64 for spreading allocations.
     fn random(&self) -> u64;
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::strategy::{Door, Lookup, Strategy};
+use super::strategy::{Door, Lookup, NodeRanges, Strategy};
 use super::table;
 use crate::object::Object;
 use crate::status::Cause;
@@ -52,6 +52,10 @@ impl World {
             created: 1,
             bytes: object.to_string().into(),
             index: Index {
+                uid: object["metadata"]["uid"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .into(),
                 fields: fields.map(|(name, value)| (name, value.into())).collect(),
                 ..Index::default()
             },
@@ -112,6 +116,11 @@ impl Lookup for World {
 
     fn node_ports(&self) -> RangeInclusive<u16> {
         30000..=30002
+    }
+
+    fn node_ranges(&self) -> Option<NodeRanges> {
+        let within = ipnet::Ipv4Net::new(Ipv4Addr::new(100, 64, 0, 0), 10).expect("a range");
+        Some(NodeRanges { within, prefix: 18 })
     }
 
     fn random(&self) -> u64 {

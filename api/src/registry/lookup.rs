@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::handlers::Api;
-use crate::kinds::strategy::Lookup;
+use crate::kinds::strategy::{Lookup, NodeRanges};
 use crate::store::{Key, Stored};
 
 /// The world as one write sees it.
@@ -43,6 +43,10 @@ impl Lookup for Lookups<'_> {
 
     fn node_ports(&self) -> RangeInclusive<u16> {
         self.api.settings.node_ports.clone()
+    }
+
+    fn node_ranges(&self) -> Option<NodeRanges> {
+        self.api.settings.node_ranges
     }
 
     fn random(&self) -> u64 {

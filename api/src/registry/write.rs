@@ -7,12 +7,14 @@ use serde_json::{Value, json};
 
 use super::{ATTEMPTS, Change, Outcome, Registry, encode, system};
 use crate::admission::{self, Attributes};
+use crate::auth;
 use crate::codec;
 use crate::kinds::metadata;
 use crate::kinds::strategy::Door;
 use crate::object::Object;
 use crate::patch;
 use crate::patch::apply::{Manager, own};
+use crate::request::ResourcePath;
 use crate::status::{Cause, Error};
 use crate::store::{self, Expect, Operation, Stored};
 
@@ -124,6 +126,7 @@ impl Registry<'_> {
                 if !create {
                     return Err(self.not_found(name));
                 }
+                self.may_create(name)?;
                 let mut change = transform(None)?;
                 // The revision of an object that is gone says nothing about the new one.
                 change.new.remove(&["metadata", "resourceVersion"]);
@@ -140,6 +143,26 @@ impl Registry<'_> {
             }
         }
         Err(self.modified(name))
+    }
+
+    /// Who may change may not make: an update that creates is asked about both.
+    fn may_create(&self, name: &str) -> Result<(), Error> {
+        if self.trusted {
+            return Ok(());
+        }
+        let path = ResourcePath {
+            namespace: self.namespace.to_owned(),
+            group: self.kind.group.to_string(),
+            version: self.kind.version.to_string(),
+            resource: self.kind.plural.to_string(),
+            name: name.to_owned(),
+            ..ResourcePath::default()
+        };
+        let asked = auth::Attributes::Resource {
+            verb: "create",
+            path: &path,
+        };
+        self.api.access.authorise_attributes(self.user, &asked)
     }
 
     /// One attempt; `None` when another write came first.

@@ -330,3 +330,49 @@ async fn impersonation_needs_permission_for_each_part() {
         .json();
     assert_eq!(eve["status"]["userInfo"]["username"], "eve");
 }
+
+#[tokio::test]
+async fn who_may_change_may_not_make() {
+    let world = World::start().await;
+    let roles = format!("{RBAC}/namespaces/default/roles");
+    let bindings = format!("{RBAC}/namespaces/default/rolebindings");
+    let changes = json!({"metadata": {"name": "changer"}, "rules": [
+        {"verbs": ["get", "update", "patch"], "apiGroups": ["", "coordination.k8s.io"], "resources": ["configmaps", "leases"]}]});
+    world.post(&roles, &changes).await.expect(201);
+    world
+        .post(&bindings, &binding("b", "Role", "changer", "bob"))
+        .await
+        .expect(201);
+    let refusal = |resource: &str, group: &str| {
+        format!(
+            r#"is forbidden: User "bob" cannot create resource "{resource}" in API group "{group}" in the namespace "default""#
+        )
+    };
+    let apply = || {
+        Request::builder()
+            .method(Method::PATCH)
+            .uri(format!("{CONFIGMAPS}/a?fieldManager=m"))
+            .header("content-type", "application/apply-patch+yaml")
+            .body(Body::from(configmap("a").to_string()))
+            .expect("a request")
+    };
+    let refused = world.call_as(Some(bob()), apply()).await.expect(403);
+    let message = refused.message();
+    assert!(message.ends_with(&refusal("configmaps", "")), "{message}");
+    let lease = json!({"metadata": {"name": "l"}, "spec": {}});
+    let uri = "/apis/coordination.k8s.io/v1/namespaces/default/leases/l";
+    let refused = world.ask(&bob(), Method::PUT, uri, Some(&lease)).await;
+    let message = refused.expect(403).message();
+    assert!(
+        message.ends_with(&refusal("leases", "coordination.k8s.io")),
+        "{message}"
+    );
+    // What is there already they may change.
+    world.post(CONFIGMAPS, &configmap("a")).await.expect(201);
+    let conflict = world.call_as(Some(bob()), apply()).await;
+    assert!(
+        matches!(conflict.status.as_u16(), 200 | 409),
+        "{}",
+        conflict.text
+    );
+}

@@ -17,6 +17,9 @@ pub const ANNOTATION_REUSE: &str = "coracle.dev/instance-reuse";
 /// `80=40123@node-a`, when the wanted one could not be bound. On a Node, written by the node: `types::listeners::Report`.
 pub const ANNOTATION_LISTENERS: &str = "coracle.dev/listeners";
 
+/// Annotation of a pod that a node has by itself, and of which the API has a copy.
+pub const ANNOTATION_MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Node annotation, written by the node: where other nodes reach its tunnel, `192.0.2.7:15008`; or `relay` when it cannot be
 /// dialled and is reached through the connections it keeps to the API servers.
 pub const ANNOTATION_TUNNEL: &str = "coracle.dev/tunnel";

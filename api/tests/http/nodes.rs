@@ -75,8 +75,10 @@ async fn a_node_writes_what_is_its_own_and_nothing_else() {
     let labels = |label: &str| json!({"metadata": {"labels": {(label): "x"}}});
     let taint = json!({"spec": {"taints": [{"key": "k", "effect": "NoSchedule"}]}});
     let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
+    let n1 = world.get(&format!("{NODES}/n1")).await.expect(200).json();
     let mirror = |node: &str| {
-        json!({"metadata": {"name": format!("mirror-{node}"), "annotations": {"kubernetes.io/config.mirror": "x"}},
+        json!({"metadata": {"name": format!("mirror-{node}"), "annotations": {"kubernetes.io/config.mirror": "x"},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": n1["metadata"]["uid"], "controller": true}]},
             "spec": {"nodeName": node, "containers": [{"name": "c", "image": "x"}]}})
     };
     let lease = json!({"spec": {"holderIdentity": "n1"}});

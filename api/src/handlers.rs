@@ -46,6 +46,7 @@ use crate::request::{Query, RequestInfo, ResourcePath};
 use crate::schema::Schema;
 use crate::status::Error;
 use crate::store::Store;
+use crate::streams::Streams;
 use negotiate::{Accept, Format};
 use reply::Reply;
 
@@ -65,6 +66,7 @@ pub struct Api {
     pub nodes: Nodes,
     /// Of nodes that cannot be dialled.
     pub links: Arc<Links>,
+    pub streams: Streams,
     pub metrics: Metrics,
     /// Cancelled when the server begins to drain: watches end, readiness fails.
     pub stopping: CancellationToken,
@@ -200,7 +202,8 @@ async fn route(
     let Some(path) = info.resource() else {
         return other::serve(api, parts, query, info).await;
     };
-    if info.verb.is_empty() || parts.method == Method::HEAD {
+    let no_head = parts.method == Method::HEAD && path.subresource != "proxy";
+    if info.verb.is_empty() || no_head {
         return Err(Error::method_not_allowed());
     }
     let Some(kind) = api.kinds.find(&path.group, &path.version, &path.resource) else {
@@ -220,6 +223,7 @@ async fn route(
         kind,
         path,
         query,
+        parts,
         headers: &parts.headers,
         user,
         accept: Accept::parse(&parts.headers, query)?,

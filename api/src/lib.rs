@@ -37,6 +37,7 @@ pub mod selector;
 pub mod server;
 pub mod status;
 pub mod store;
+mod streams;
 mod table;
 
 pub use args::Args;

@@ -32,6 +32,8 @@ pub struct Nodes {
 const CONNECT: Duration = Duration::from_secs(5);
 /// Until the node's headers are there; the body may take as long as it likes.
 const ANSWER: Duration = Duration::from_secs(30);
+/// A node that is silent this long is asked whether it is still there: streams may be silent for hours.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Stands for "over the link of the node with this name": no endpoint listens there.
 const OVER_LINK: u16 = 1;
 
@@ -43,6 +45,7 @@ impl Nodes {
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(CONNECT));
         tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(KEEP_ALIVE));
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()
@@ -73,7 +76,18 @@ impl Nodes {
         &self,
         api: &Api,
         node: &str,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, Error> {
+        self.send(api, node, request, ANSWER).await
+    }
+
+    /// As [`Nodes::request`], with another patience until the answer's headers are there.
+    pub async fn send(
+        &self,
+        api: &Api,
+        node: &str,
         mut request: Request<Body>,
+        patience: Duration,
     ) -> Result<Response<Incoming>, Error> {
         let endpoint = endpoint(api, node)?;
         let path = request.uri().path_and_query();
@@ -86,7 +100,7 @@ impl Nodes {
         *request.uri_mut() = format!("https://{endpoint}{path}")
             .parse()
             .map_err(|error: http::uri::InvalidUri| failed(&error.to_string()))?;
-        match tokio::time::timeout(ANSWER, self.client.request(request)).await {
+        match tokio::time::timeout(patience, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(failed(&types::error::chain(&error))),
             Err(_) => Err(failed("it did not answer in time")),

@@ -43,6 +43,7 @@ use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::pki::{self, Pki};
 use crate::store::{self, Place, Store, seal};
+use crate::streams::Streams;
 use crate::{certificates, furniture, kinds, schema};
 
 /// What a server needs to know. [`Config::at`] and [`Config::in_memory`] fill in the defaults.
@@ -200,6 +201,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         },
         nodes: Nodes::new(certificates.client_config()?, Arc::clone(&links)),
         links,
+        streams: Streams::default(),
         metrics: Metrics::default(),
         stopping: CancellationToken::new(),
         room: Room::default(),

@@ -13,7 +13,6 @@ mod certificates;
 mod filters;
 mod follow;
 mod forwarded;
-mod idle;
 mod listeners;
 mod proxy;
 mod secrets;

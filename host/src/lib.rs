@@ -9,6 +9,7 @@
 mod args;
 mod bind;
 mod dns;
+mod idle;
 mod images;
 pub mod ingress;
 pub mod join;

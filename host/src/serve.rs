@@ -1,4 +1,4 @@
-//! The node's own endpoint, for the API server: health, metrics and container logs over mutual TLS. Changes nothing.
+//! The node's own endpoint, for the API server: health, metrics, container logs and streams over mutual TLS. Changes nothing.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,12 +23,14 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::streaming::Streaming;
 use crate::network::{Io, Network};
 use crate::pods::known::{Error, Known, LogFile};
 use crate::pods::logs::{Options, Progress, Reader};
 use crate::tls::Peer;
 
 mod metrics;
+mod streaming;
 
 /// Connections at the same time; more wait in the kernel.
 const CONNECTIONS: usize = 256;
@@ -46,9 +48,15 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let app = router(known, network);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let tasks = TaskTracker::new();
+    let streaming = Streaming::new(
+        known.clone(),
+        Arc::clone(&network),
+        tasks.clone(),
+        stop.clone(),
+    );
+    let app = router(known, network, streaming);
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let slot = tokio::select! {
             biased;
@@ -125,7 +133,7 @@ async fn graph(State(network): State<Arc<Network>>) -> Response {
     (json, network.graph().to_string()).into_response()
 }
 
-fn router(known: Known, network: Arc<Network>) -> Router {
+fn router(known: Known, network: Arc<Network>, streaming: Streaming) -> Router {
     let not_yet = |what: &'static str| any(move || async move { not_yet(what) });
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
@@ -137,11 +145,9 @@ fn router(known: Known, network: Arc<Network>) -> Router {
             "/containerLogs/{namespace}/{pod}/{container}",
             get(container_logs),
         )
-        .route("/exec/{*rest}", not_yet("exec"))
-        .route("/attach/{*rest}", not_yet("attach"))
-        .route("/portForward/{*rest}", not_yet("port-forward"))
         .route("/run/{*rest}", not_yet("run"))
         .with_state(known)
+        .merge(streaming.routes())
 }
 
 fn not_yet(what: &str) -> Response {

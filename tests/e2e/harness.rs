@@ -300,6 +300,17 @@ impl Cluster {
             .expect("kubectl can be started")
     }
 
+    /// As [`Self::kubectl_spawn`], with its standard error in a file.
+    pub(crate) fn kubectl_told(&self, args: &[&str], errors: &Path) -> Child {
+        let errors = std::fs::File::create(errors).expect("a file");
+        self.command(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .expect("kubectl can be started")
+    }
+
     pub(crate) fn apply(&self, manifest: &str) -> String {
         self.kubectl_with(&["apply", "-f", "-"], manifest)
     }

@@ -19,4 +19,5 @@ mod main_job;
 mod manifests;
 mod network;
 mod pods;
+mod streams;
 mod trouble;

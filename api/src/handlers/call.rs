@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::request::Parts;
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -29,6 +30,8 @@ pub(crate) struct Call<'a> {
     pub(crate) kind: &'static Kind,
     pub(crate) path: &'a ResourcePath,
     pub(crate) query: &'a Query,
+    /// The request as it came.
+    pub(crate) parts: &'a Parts,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) user: &'a User,
     pub(crate) accept: Accept,

@@ -1,11 +1,14 @@
 //! What hangs below an object. A subresource whose body is the object itself (`status`, `finalize`, `approval` …) is
-//! the object seen through another door; the others have a file each, or an honest "not yet".
+//! the object seen through another door; the others have a file each.
 
 mod binding;
 mod eviction;
 mod log;
+mod node;
 mod node_proxy;
+mod proxy;
 mod scale;
+mod stream;
 mod token;
 
 use axum::body::Body;
@@ -31,9 +34,15 @@ pub(super) async fn serve(
     if !subresource.verbs.contains(&verb) {
         return Err(Error::method_not_allowed());
     }
+    // The body of a stream must not be touched.
+    match name {
+        "exec" | "attach" | "portforward" => return stream::stream(call).await,
+        "proxy" if call.kind.plural == "nodes" => return node_proxy::proxy(call, verb).await,
+        "proxy" => return proxy::proxy(call, body).await,
+        _ => {}
+    }
     let object_itself = subresource.kind == call.kind.kind && subresource.group.is_empty();
     let has_a_body = object_itself || matches!(name, "scale" | "binding" | "eviction" | "token");
-    // GET of a stream has no body, and an upgrade's must not be touched.
     let body = if *method == Method::GET || !has_a_body {
         bytes::Bytes::new()
     } else {
@@ -41,7 +50,6 @@ pub(super) async fn serve(
     };
     match name {
         "log" => log::log(call).await,
-        "proxy" if call.kind.plural == "nodes" => node_proxy::proxy(call, verb).await,
         "scale" => scale::scale(call, verb, &body).await,
         "binding" => binding::bind(call, &body).await,
         "eviction" => eviction::evict(call, &body).await,
@@ -55,7 +63,8 @@ pub(super) async fn serve(
                 _ => Err(Error::method_not_allowed()),
             }
         }
-        _ => not_yet(call),
+        // Every row's subresource is above.
+        _ => Err(Error::no_such_resource()),
     }
 }
 
@@ -66,15 +75,4 @@ pub(super) async fn bind_by_body(
     options: &WriteOptions,
 ) -> Result<Reply, Error> {
     binding::bind_object(call, object.name().to_owned(), &object, options).await
-}
-
-/// `exec`, `attach`, `portforward`, `proxy`: known, not there yet. A missing object is said first.
-fn not_yet(call: &Call<'_>) -> Result<Reply, Error> {
-    let registry = call.registry(Door::Main, "", false);
-    registry.find(&call.path.name)?;
-    Err(Error::not_yet(&format!(
-        "{}/{}",
-        call.kind.resource(),
-        call.path.subresource
-    )))
 }

@@ -33,6 +33,17 @@ pub const LINK_PATH: &str = "/coracle/v1/nodes/";
 pub const LINK_PROTOCOL: &str = "coracle-link";
 pub const LINK_ENDPOINT: &str = "endpoint";
 pub const LINK_TUNNEL: &str = "tunnel";
+
+/// What exec, attach and port-forward turn a connection into, beside WebSocket; and how protocols inside are agreed on.
+pub const UPGRADE_SPDY: &str = "SPDY/3.1";
+pub const HEADER_STREAM_PROTOCOL: &str = "x-stream-protocol-version";
+pub const HEADER_ACCEPTED_PROTOCOLS: &str = "x-accepted-stream-protocol-versions";
+
+/// `…http/ADDRESS:PORT/PATH` at a node's endpoint is sent on into the pod network; an answer with this header is the node's own
+/// word that it could not be.
+pub const PROXY_PATH: &str = "/podProxy/";
+pub const HEADER_PROXY_FAILED: &str = "x-coracle-proxy-failed";
+
 /// Node annotation, written by the node: where its Ingress and Gateway listeners really are, as JSON
 /// ([`crate::routing::report::Report`]).
 pub const ANNOTATION_INGRESS: &str = "coracle.dev/ingress";

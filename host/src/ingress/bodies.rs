@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 use wasmtime_wasi_http::Error;
 
-use super::idle::Busy;
+use crate::idle::Busy;
 use crate::network::Body;
 
 /// Chunks of a mirrored body that wait for the mirror; one that is slower than the backend is given up.

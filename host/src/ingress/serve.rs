@@ -17,8 +17,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::idle::{Activity, Stalled};
 use super::{Shared, proxy};
+use crate::idle::{Activity, Stalled};
 
 /// Pause after an accept failed, for want of file descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -11,8 +11,8 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 
-use super::idle::{Activity, Stalled};
 use super::serve::Connection;
+use crate::idle::{Activity, Stalled};
 use crate::network::gate::Target;
 use crate::network::{Body, HttpError, SocketError, empty_body, from_wire};
 

@@ -1,6 +1,7 @@
 //! How the node itself reaches a pod: probes and, later, port-forward. Answers in the words of the kubelet's probers.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -40,6 +41,14 @@ impl Network {
     /// A connection from the node to a pod or a Service's address. Policy as for pods. Cancel by dropping.
     pub async fn dial(&self, to: SocketAddr) -> Result<Stream, SocketError> {
         self.fabric.connect(&self.fabric.rim(), to).await
+    }
+
+    /// The network of one of this node's pods, by name.
+    pub(crate) fn pod(&self, namespace: &str, name: &str) -> Option<Arc<PodNetwork>> {
+        let is_it = |pod: &Arc<PodNetwork>| {
+            pod.identity().name == name && pod.identity().namespace == namespace
+        };
+        self.fabric.pods().into_iter().find(is_it)
     }
 
     /// `Ok` when something listens. The error is text for an Event.

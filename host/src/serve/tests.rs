@@ -30,9 +30,15 @@ fn network() -> Arc<Network> {
     Arc::new(network.expect("a network of no pods"))
 }
 
+fn plain_router(known: Known, network: Arc<Network>) -> Router {
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let streaming = Streaming::new(known.clone(), Arc::clone(&network), tasks, stop);
+    router(known, network, streaming)
+}
+
 #[tokio::test]
 async fn metrics_and_the_graph_name_the_node() {
-    let router = router(Known::default(), network());
+    let router = plain_router(Known::default(), network());
     let (status, text) = ask(&router, "/metrics").await;
     assert_eq!(status, StatusCode::OK);
     assert!(text.contains("# TYPE coracle_mesh_requests_total counter"));
@@ -44,19 +50,24 @@ async fn metrics_and_the_graph_name_the_node() {
 
 #[tokio::test]
 async fn what_is_not_there_yet_says_so() {
-    let router = router(Known::default(), network());
+    let router = plain_router(Known::default(), network());
     assert_eq!(
         ask(&router, "/healthz").await,
         (StatusCode::OK, "ok".to_owned())
     );
+    let (status, text) = ask(&router, "/run/default/web/app").await;
+    assert_eq!(status, StatusCode::NOT_IMPLEMENTED);
+    assert!(text.contains("not supported by this node yet"), "{text}");
     for path in [
-        "/exec/default/web/app",
-        "/attach/default/web/app",
+        "/exec/default/web/app?output=1&command=ls",
+        "/attach/default/web/app?output=1",
         "/portForward/default/web",
     ] {
         let (status, text) = ask(&router, path).await;
-        assert_eq!(status, StatusCode::NOT_IMPLEMENTED);
-        assert!(text.contains("not supported by this node yet"), "{text}");
+        assert_eq!(
+            (status, text.as_str()),
+            (StatusCode::NOT_FOUND, "pod does not exist")
+        );
     }
     let (status, text) = ask(&router, "/containerLogs/default/web/app").await;
     assert_eq!(
@@ -84,7 +95,7 @@ async fn a_followed_log_ends_with_its_instance() {
     });
     let known = Known::default();
     known.insert(Arc::new(record));
-    let router = router(known, network());
+    let router = plain_router(known, network());
     log.write(LogStream::Stdout, b"one\n");
     log.write(LogStream::Stderr, b"two\n");
     let asking = ask(&router, "/containerLogs/default/web/app?follow=true");

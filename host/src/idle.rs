@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 /// What goes on on one connection.
-pub(super) struct Activity {
+pub(crate) struct Activity {
     began: Instant,
     open: AtomicUsize,
     /// Milliseconds after `began`.
@@ -20,10 +20,10 @@ pub(super) struct Activity {
 }
 
 /// Something goes on until this is dropped.
-pub(super) struct Busy(Arc<Activity>);
+pub(crate) struct Busy(Arc<Activity>);
 
 /// Writes fail when the other end takes nothing for too long; reads and writes are noted, if somebody wants to know.
-pub(super) struct Stalled<S> {
+pub(crate) struct Stalled<S> {
     io: S,
     patience: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
@@ -33,7 +33,7 @@ pub(super) struct Stalled<S> {
 // === impl Activity ===
 
 impl Activity {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             began: Instant::now(),
             open: AtomicUsize::new(0),
@@ -41,18 +41,18 @@ impl Activity {
         }
     }
 
-    pub(super) fn begin(self: &Arc<Self>) -> Busy {
+    pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.open.fetch_add(1, Ordering::Relaxed);
         Busy(Arc::clone(self))
     }
 
-    fn touch(&self) {
+    pub(crate) fn touch(&self) {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);
     }
 
     /// Returns when nothing went on for this long.
-    pub(super) async fn quiet(&self, patience: Duration) {
+    pub(crate) async fn quiet(&self, patience: Duration) {
         loop {
             let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
             let until = if self.open.load(Ordering::Relaxed) > 0 {
@@ -78,7 +78,7 @@ impl Drop for Busy {
 // === impl Stalled ===
 
 impl<S> Stalled<S> {
-    pub(super) fn new(io: S, patience: Duration) -> Self {
+    pub(crate) fn new(io: S, patience: Duration) -> Self {
         Self {
             io,
             patience,
@@ -88,7 +88,7 @@ impl<S> Stalled<S> {
     }
 
     /// Notes every byte that moves.
-    pub(super) fn watched(io: S, patience: Duration, activity: &Arc<Activity>) -> Self {
+    pub(crate) fn watched(io: S, patience: Duration, activity: &Arc<Activity>) -> Self {
         Self {
             activity: Some(Arc::clone(activity)),
             ..Self::new(io, patience)

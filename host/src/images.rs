@@ -422,11 +422,13 @@ impl Bundled {
     fn image(&self, reference: &Reference) -> Arc<Image> {
         let made = self.image.get_or_init(|| {
             let digest = store::digest(self.bytes);
+            let name = reference.name();
+            let program = name.rsplit('/').next().unwrap_or_default();
             Arc::new(Image {
-                id: format!("{}@{digest}", reference.name()),
+                id: format!("{name}@{digest}"),
                 digest,
                 size: self.bytes.len() as u64,
-                entrypoint: Vec::new(),
+                entrypoint: vec![program.to_owned()],
                 content: Content::Bundled(self.bytes),
             })
         });

@@ -225,6 +225,22 @@ impl Input {
         Ok(line)
     }
 
+    /// What can be had without waiting: nothing yet is empty, `None` the end.
+    pub fn available(&self) -> io::Result<Option<Vec<u8>>> {
+        let Self::From(source) = self else {
+            return Ok(None);
+        };
+        let source = &mut *source.borrow_mut();
+        if source.at >= source.buffer.len()
+            && let Origin::Stdin = source.origin
+        {
+            return os::poll_stdin();
+        }
+        let bytes = source.fill_buf()?.to_vec();
+        source.consume(bytes.len());
+        Ok((!bytes.is_empty()).then_some(bytes))
+    }
+
     /// A line as it is typed: ^C ends it as well.
     pub fn typed_line(&self) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();

@@ -7,6 +7,7 @@
 mod applets;
 mod context;
 mod files;
+mod http;
 mod io;
 mod options;
 mod os;
@@ -23,16 +24,17 @@ fn main() {
     os::exit(code);
 }
 
-/// Runs the applet that `name` means; `toolbox` and `busybox` take it from their first argument.
-fn call(context: &mut Context, name: &str, mut args: Vec<String>) -> i32 {
+/// Runs the applet that `name` means. Under any other name (`toolbox`, `busybox`) the first argument says it; without
+/// one this is `sh`, as the image busybox does.
+fn call(context: &mut Context, name: &str, args: Vec<String>) -> i32 {
     let base = name.rsplit('/').next().unwrap_or(name);
     let base = base.strip_prefix('-').unwrap_or(base);
-    let base = base.strip_suffix(".wasm").unwrap_or(base);
-    if !matches!(base, "toolbox" | "busybox") {
+    if applets::names().any(|applet| applet == base) {
         return applets::run(context, base, &args);
     }
-    match args.first().map(String::as_str) {
-        None | Some("--help") => {
+    match args.split_first() {
+        None => applets::run(context, "sh", &[]),
+        Some((first, _)) if first == "--help" => {
             let names: Vec<_> = applets::names().collect();
             let about = "usage: toolbox [--list] APPLET [ARGUMENT]...";
             io::print(
@@ -41,15 +43,13 @@ fn call(context: &mut Context, name: &str, mut args: Vec<String>) -> i32 {
             );
             0
         }
-        Some("--list") => {
+        Some((first, _)) if first == "--list" => {
             for name in applets::names() {
                 io::print(&context.stdout, &format!("{name}\n"));
             }
             0
         }
-        Some(_) => {
-            let applet = args.remove(0);
-            applets::run(context, &applet, &args)
-        }
+        // Also a script that is mounted somewhere.
+        Some(_) => applets::run_words(context, &args),
     }
 }

@@ -43,7 +43,7 @@ mod imp {
     use wasip2::clocks::monotonic_clock;
     use wasip2::filesystem::preopens;
     use wasip2::filesystem::types::Descriptor;
-    use wasip2::io::poll;
+    use wasip2::io::poll::{self, Pollable};
     use wasip2::io::streams::{InputStream, StreamError};
 
     use super::*;
@@ -53,6 +53,8 @@ mod imp {
         /// Read while looking for ^C, not yet asked for.
         static AHEAD: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         static INTERRUPTED: Cell<bool> = const { Cell::new(false) };
+        /// Then stdin is ready for ever, and not waited for.
+        static ENDED: Cell<bool> = const { Cell::new(false) };
         static PREOPENS: OnceCell<Vec<(Descriptor, String)>> = const { OnceCell::new() };
     }
 
@@ -131,10 +133,14 @@ mod imp {
 
     /// On a terminal, looks whether ^C was typed; other bytes are kept for who reads next.
     pub fn look_for_interrupt() {
-        if !terminal() {
+        if !terminal() || ENDED.get() {
             return;
         }
-        while let Ok(bytes) = with_stdin(|stream| stream.read(4096)) {
+        loop {
+            let Ok(bytes) = with_stdin(|stream| stream.read(4096)) else {
+                ENDED.set(true);
+                return;
+            };
             if bytes.is_empty() {
                 return;
             }
@@ -148,34 +154,61 @@ mod imp {
         }
     }
 
-    /// Sleeps; on a terminal ^C ends it early. Whether it lasted.
-    pub fn pause(time: Duration) -> bool {
+    /// What was typed, or sent, so far; `None` at the end.
+    pub fn poll_stdin() -> io::Result<Option<Vec<u8>>> {
+        let ahead = AHEAD.take();
+        if !ahead.is_empty() {
+            return Ok(Some(ahead));
+        }
+        match with_stdin(|stream| stream.read(4096)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(StreamError::Closed) => Ok(None),
+            Err(StreamError::LastOperationFailed(error)) => {
+                Err(io::Error::other(error.to_debug_string()))
+            }
+        }
+    }
+
+    /// Why a wait ended.
+    pub enum Waited {
+        Ready,
+        TimedOut,
+        Interrupted,
+    }
+
+    /// Waits until it is ready or a moment (by `since_start`) has come; on a terminal ^C ends it early.
+    pub fn wait(pollable: &Pollable, deadline: Option<Duration>) -> Waited {
         crate::io::flush();
-        let end =
-            monotonic_clock::now().saturating_add(time.as_nanos().min(u64::MAX.into()) as u64);
         loop {
             look_for_interrupt();
             if interrupted() {
-                return false;
+                return Waited::Interrupted;
             }
-            let clock = monotonic_clock::subscribe_instant(end);
-            if !terminal() {
-                clock.block();
-                return true;
+            if pollable.ready() {
+                return Waited::Ready;
             }
-            with_stdin(|stream| {
-                let typed = stream.subscribe();
-                // At the end of stdin it is ready for ever: then the clock alone counts.
-                if matches!(stream.read(0), Err(StreamError::Closed)) {
-                    clock.block();
-                } else {
-                    poll::poll(&[&clock, &typed]);
-                }
-            });
-            if clock.ready() {
-                return true;
+            let left = deadline.map(|deadline| deadline.saturating_sub(since_start()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Waited::TimedOut;
             }
+            let nanos = left.map(|left| u64::try_from(left.as_nanos()).unwrap_or(u64::MAX));
+            let clock = nanos.map(monotonic_clock::subscribe_duration);
+            let typed = (terminal() && !ENDED.get()).then(|| with_stdin(InputStream::subscribe));
+            let all: Vec<&Pollable> = [Some(pollable), clock.as_ref(), typed.as_ref()]
+                .into_iter()
+                .flatten()
+                .collect();
+            poll::poll(&all);
         }
+    }
+
+    /// Sleeps; on a terminal ^C ends it early. Whether it lasted.
+    pub fn pause(time: Duration) -> bool {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        !matches!(
+            wait(&monotonic_clock::subscribe_duration(nanos), None),
+            Waited::Interrupted
+        )
     }
 }
 
@@ -205,6 +238,14 @@ mod imp {
 
     pub fn read_stdin(into: &mut [u8]) -> io::Result<usize> {
         io::stdin().read(into)
+    }
+
+    /// Natively this waits.
+    pub fn poll_stdin() -> io::Result<Option<Vec<u8>>> {
+        let mut buffer = vec![0; 4096];
+        let count = io::stdin().read(&mut buffer)?;
+        buffer.truncate(count);
+        Ok((count > 0).then_some(buffer))
     }
 
     pub fn interrupted() -> bool {

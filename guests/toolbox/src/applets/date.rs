@@ -77,7 +77,7 @@ pub fn since(time: SystemTime) -> Duration {
 }
 
 /// `@SECONDS`, `now`, `YYYY-MM-DD[ T]hh:mm[:ss]`, `hh:mm[:ss]`.
-fn read(text: &str, now: Duration) -> Option<Duration> {
+pub fn read(text: &str, now: Duration) -> Option<Duration> {
     if text == "now" {
         return Some(now);
     }

@@ -11,16 +11,19 @@ mod ready;
 mod report;
 mod watch;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use api::auth::User;
+use host::link::Links;
+use host::servers::{Address, Servers};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
-use types::well_known::GROUP_NODES;
+use types::well_known::{GROUP_NODES, TUNNEL_PORT};
 
 use crate::clients::{self, client};
 use crate::data_dir::Claim;
@@ -44,6 +47,10 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     host: host::Args,
+
+    /// Port where nodes that join reach this one's pods [default: 15008, or any free one while the API listens on loopback]
+    #[arg(long, value_name = "PORT")]
+    tunnel_port: Option<u16>,
 
     /// Apply, wait until all that was applied is ready, print, drain, exit 0; or 1 with what was missing.
     #[arg(long)]
@@ -147,9 +154,15 @@ impl Cluster {
     ) -> Result<host::Handle> {
         let name = args.host.node_name();
         let user = User::authenticated(&format!("system:node:{name}"), &[GROUP_NODES]);
+        // Where the API is reached, so is the node.
+        let listen = api.local_addr().ip();
+        let address = match listen.is_loopback() {
+            true => listen,
+            false => api.advertised().ip(),
+        };
         let identity = api
             .pki()
-            .node(&name, &[Ipv4Addr::LOCALHOST.into()])
+            .node(&name, &[Ipv4Addr::LOCALHOST.into(), address])
             .context("could not make the node's certificate")?;
         let tls = host::Certificates::new(&host::NodeTls {
             ca_pem: api.pki().ca_pem().into(),
@@ -159,6 +172,9 @@ impl Cluster {
         .context("could not use the node's certificate")?;
         let config = host::Config {
             bundled: bundled::guests(),
+            endpoint: SocketAddr::new(listen, 0),
+            address: Some(address),
+            tunnel: Some(tunnel(args, api, &tls, &name)?),
             ..host::Config::new(name, node_dir, client(api, user), tls)
         };
         host::start(args.host.apply(config, mirrors, args.api.service_cidr))
@@ -172,6 +188,28 @@ impl Cluster {
         self.host.shutdown(DRAIN).await;
         self.api.shutdown().await;
     }
+}
+
+/// How nodes that join reach this one, and this one them: as those of `coracle node` do.
+fn tunnel(
+    args: &Args,
+    api: &api::Handle,
+    tls: &Arc<host::Certificates>,
+    name: &str,
+) -> Result<host::network::TunnelConfig> {
+    let listen = api.local_addr().ip();
+    let port = args.tunnel_port;
+    let port = port.unwrap_or(if listen.is_loopback() { 0 } else { TUNNEL_PORT });
+    let server: Address = api.url().parse().context("could not dial the API server")?;
+    let client = tls.client_config(&[b"h2", b"http/1.1"]);
+    let client = client.context("could not use the node's certificate")?;
+    let servers = Servers::new(vec![server], Vec::new(), Arc::new(client));
+    let links = Links::new(servers, tls, name.to_owned());
+    let links = links.context("could not prepare links to the API server")?;
+    let mut tunnel = host::network::TunnelConfig::new(Arc::clone(tls));
+    tunnel.listen = Some(SocketAddr::new(listen, port));
+    tunnel.relay = Some(Arc::new(links));
+    Ok(tunnel)
 }
 
 /// Waits until the node says it is ready.

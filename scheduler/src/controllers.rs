@@ -49,7 +49,6 @@ use tokio_util::task::TaskTracker;
 use types::well_known::NAMESPACE_SYSTEM;
 
 use self::cleaner::Token;
-use self::ingress_status::TlsSecret;
 use crate::args::Args;
 use crate::discovery::Catalog;
 use crate::events::Recorder;
@@ -124,7 +123,6 @@ informers! {
     gateways: Gateway = Store::new(GATEWAYS.url("")),
     http_routes: HttpRoute = Store::new(HTTP_ROUTES.url("")),
     reference_grants: ReferenceGrant = Store::new(REFERENCE_GRANTS.url("")),
-    tls_secrets: TlsSecret = Store::new(SECRETS.url("")),
 }
 
 /// What every controller is given.

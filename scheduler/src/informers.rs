@@ -10,6 +10,7 @@
 //! - A lost watch is resumed at its last revision; when that is gone (410), a new list is compared with the store and the
 //!   differences are told like events. No change is missed for good, though versions in between may be.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -54,7 +55,7 @@ struct Inner<T> {
     url: String,
     accept: Option<&'static str>,
     /// Part of the query, already escaped; may be empty.
-    query: &'static str,
+    query: Cow<'static, str>,
     index: fn(&T) -> Option<String>,
     /// Short sections only, never held over an await.
     state: RwLock<State<T>>,
@@ -122,6 +123,17 @@ impl<T: Watched> Store<T> {
 
     /// A store of the objects that a query selects, such as `fieldSelector=type%3Dx`.
     pub fn selected(url: String, query: &'static str) -> Self {
+        Self::queried(url, Cow::Borrowed(query))
+    }
+
+    /// A store of at most one object, the one of that name.
+    pub fn named(url: String, name: &str) -> Self {
+        let mut query = "fieldSelector=metadata.name%3D".to_owned();
+        query.extend(percent_encode(name));
+        Self::queried(url, Cow::Owned(query))
+    }
+
+    fn queried(url: String, query: Cow<'static, str>) -> Self {
         let mut store = Self::new(url);
         if let Some(inner) = Arc::get_mut(&mut store.inner) {
             inner.query = query;
@@ -134,7 +146,7 @@ impl<T: Watched> Store<T> {
             inner: Arc::new(Inner {
                 url,
                 accept,
-                query: "",
+                query: Cow::Borrowed(""),
                 index,
                 state: RwLock::new(State {
                     objects: BTreeMap::new(),

@@ -14,6 +14,7 @@ mod shared;
 
 mod clients;
 mod durability;
+mod joining;
 mod kubectl;
 mod main_job;
 mod manifests;

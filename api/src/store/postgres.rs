@@ -46,9 +46,10 @@ use super::seal::Sealer;
 use super::{Error, Indexer, Operation, Revision, Store, Stored};
 use crate::cache::{self, Cache};
 
-/// Where a database is and how to get in. Never prints the password.
+/// Where a database is and how to get in: one place, or several of which one at a time is writable. Never prints the
+/// password.
 #[derive(Clone)]
-pub struct Address(PgConnectOptions);
+pub struct Address(Vec<PgConnectOptions>);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -83,29 +84,100 @@ pub struct Postgres {
 
 impl Address {
     /// `postgres://user@host:5432/database?sslmode=verify-full&sslrootcert=/ca.crt`. What is not in it comes from the
-    /// usual environment (`PGPASSWORD`, `PGHOST`, …) and password file.
+    /// usual environment (`PGPASSWORD`, `PGHOST`, …) and password file. Several hosts, `a:5432,b:5432`, are tried in order
+    /// until one is writable.
     pub fn parse(url: &str) -> Result<Self, Error> {
-        let options: Result<PgConnectOptions, _> = url.parse();
-        // The error could quote the URL, and with it the password.
-        let options = options.map_err(|_| {
+        let unreadable = || {
             let what = "the address of the database cannot be read: it must be like \
-                        postgres://USER@HOST:PORT/DATABASE?sslmode=verify-full&sslrootcert=FILE";
+                        postgres://USER@HOST:PORT,HOST:PORT/DATABASE?sslmode=verify-full&sslrootcert=FILE";
             Error::Unavailable(what.to_owned())
-        })?;
+        };
+        let (url, wanted) = without_attributes(url);
+        // Whatever is wanted: a server that is not writable is never used.
+        if let Some(wanted) = wanted
+            && !matches!(&*wanted, "any" | "read-write" | "primary")
+        {
+            let what = format!(
+                "target_session_attrs={wanted}: the store writes, so that it must be read-write, primary or any"
+            );
+            return Err(Error::Unavailable(what));
+        }
+        let all = one_host_each(&url).ok_or_else(unreadable)?;
+        // The error could quote the URL, and with it the password.
+        let options: Result<Vec<PgConnectOptions>, _> = all.iter().map(|url| url.parse()).collect();
+        let options = options.map_err(|_| unreadable())?;
+        // What libpq would take for several hosts.
+        if options
+            .iter()
+            .any(|options| options.get_host().contains(','))
+        {
+            let what = "several hosts of the database belong before the path: postgres://USER@HOST:PORT,HOST:PORT/DATABASE";
+            return Err(Error::Unavailable(what.to_owned()));
+        }
         Ok(Self(options))
+    }
+}
+
+/// The URL without `target_session_attrs`, and what that says.
+fn without_attributes(url: &str) -> (String, Option<String>) {
+    let Some((place, query)) = url.split_once('?') else {
+        return (url.to_owned(), None);
+    };
+    let mut wanted = None;
+    let rest: Vec<&str> = query
+        .split('&')
+        .filter(|pair| match pair.strip_prefix("target_session_attrs=") {
+            Some(value) => {
+                wanted = Some(value.to_owned());
+                false
+            }
+            None => true,
+        })
+        .collect();
+    match rest.is_empty() {
+        true => (place.to_owned(), wanted),
+        false => (format!("{place}?{}", rest.join("&")), wanted),
+    }
+}
+
+/// The URL once for each of its hosts.
+fn one_host_each(url: &str) -> Option<Vec<String>> {
+    let (scheme, rest) = url.split_once("://")?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let (user, hosts) = match authority.rsplit_once('@') {
+        Some((user, hosts)) => (format!("{user}@"), hosts),
+        None => (String::new(), authority),
+    };
+    let several = hosts.contains(',');
+    let hosts = hosts.split(',');
+    // An empty host is the default one, but not beside others.
+    hosts
+        .map(|host| {
+            (!several || !host.is_empty()).then(|| format!("{scheme}://{user}{host}{path}"))
+        })
+        .collect()
+}
+
+/// `db:5432`
+fn place(options: &PgConnectOptions) -> String {
+    let port = options.get_port();
+    match options.get_socket() {
+        Some(socket) => format!("{}:{port}", socket.display()),
+        None => format!("{}:{port}", options.get_host()),
     }
 }
 
 impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(options) = self;
-        let place = match options.get_socket() {
-            Some(socket) => socket.display().to_string(),
-            None => options.get_host().to_owned(),
+        let places: Vec<String> = self.0.iter().map(place).collect();
+        // What is not a place is the same for all; there is always one.
+        let Some(options) = self.0.first() else {
+            return Ok(());
         };
-        let (user, port) = (options.get_username(), options.get_port());
+        let user = options.get_username();
         let database = options.get_database().unwrap_or(user);
-        write!(f, "postgres://{user}@{place}:{port}/{database}")
+        write!(f, "postgres://{user}@{}/{database}", places.join(","))
     }
 }
 
@@ -308,5 +380,28 @@ mod tests {
         );
         let error = Address::parse("postgres://ann:hush@db:port/prod").expect_err("no port");
         assert!(!error.to_string().contains("hush"), "{error}");
+    }
+
+    #[test]
+    fn several_hosts_are_several_places() {
+        let url = "postgres://ann:hush@a,b:5433,[::1]:5434/prod?target_session_attrs=read-write&sslmode=require";
+        let address = Address::parse(url).expect("an address");
+        assert_eq!(
+            address.to_string(),
+            "postgres://ann@a:5432,b:5433,[::1]:5434/prod"
+        );
+        let passwords = "postgres://ann:hu,sh@a/prod";
+        assert_eq!(Address::parse(passwords).expect("an address").0.len(), 1);
+        for (wrong, why) in [
+            ("postgres://ann:hush@a,,b/prod", "it must be like"),
+            (
+                "postgres://ann:hush@a/prod?target_session_attrs=standby",
+                "read-write",
+            ),
+            ("postgres:///prod?host=a,b&password=hush", "before the path"),
+        ] {
+            let error = Address::parse(wrong).expect_err(wrong).to_string();
+            assert!(error.contains(why) && !error.contains("hush"), "{error}");
+        }
     }
 }

@@ -314,3 +314,44 @@ async fn a_database_over_tls_is_verified_against_the_authority_in_the_address() 
     let error = error.expect("another authority").to_string();
     assert!(error.contains("certificate"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_places_the_one_that_is_writable_is_used_and_left_when_another_is() {
+    let (Some(mut first), Some(mut second)) = (
+        Server::start(&["fsync=off", "default_transaction_read_only=on"]),
+        server(),
+    ) else {
+        return;
+    };
+    let host = |server: &Server| {
+        let url = server.url();
+        url["postgres://coracle@".len()..url.len() - "/coracle".len()].to_owned()
+    };
+    let (a, b) = (host(&first), host(&second));
+    let url = format!(
+        "postgres://coracle@%2Fnowhere:5432,{a},{b}/coracle?target_session_attrs=read-write"
+    );
+    let options = || database::Options {
+        poll: Duration::from_millis(50),
+        ..database::Options::default()
+    };
+    let world = World {
+        store: Arc::new(try_open(&url, options()).await.unwrap()),
+        _directory: None,
+        _server: None,
+    };
+    world.put(&pod("x"), Expect::Absent, "1").await.unwrap();
+    // It is where the second place is.
+    let late = open(&second).await;
+    assert!(late.cache().get(&pod("x")).is_some());
+    drop((world, late));
+    // Nothing is writable: every place is named with what is wrong there.
+    second.halt("fast");
+    let error = try_open(&url, options()).await.err().expect("no place");
+    let error = error.to_string();
+    assert!(
+        error.contains("it is read-only") && error.contains("/nowhere"),
+        "{error}"
+    );
+    first.halt("fast");
+}

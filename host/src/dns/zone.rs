@@ -211,8 +211,8 @@ impl<'a> Zone<'a> {
             return Pointer::NoData;
         }
         let ip = IpAddr::V4(network.addr());
-        if let Some(service) = self.table.vip(ip) {
-            return Pointer::Names(vec![self.name_of(service)]);
+        if let Some(services) = self.table.at(ip) {
+            return Pointer::Names(services.map(|service| self.name_of(service)).collect());
         }
         match reverse.names.get(&ip) {
             Some(names) => Pointer::Names(names.clone()),

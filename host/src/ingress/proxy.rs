@@ -274,7 +274,7 @@ impl Exchange<'_> {
         let Target::Service { key, port } = to else {
             return request;
         };
-        let Some(target) = gate.target(key, port) else {
+        let Some(target) = gate.target(key, port).filter(|target| !target.is_name()) else {
             return request;
         };
         let (parts, body) = request.into_parts();
@@ -353,10 +353,13 @@ impl Exchange<'_> {
                 return refuse(StatusCode::INTERNAL_SERVER_ERROR, text);
             }
         };
+        let of_ingress = action.origin.starts_with("Ingress");
         let found = self.connection.shared.gate.target(key, port);
+        // The Gateway API advises against ExternalNames, Ingresses have always led to them.
+        let found = found.filter(|target| of_ingress || !target.is_name());
         found.ok_or_else(|| {
             // The Gateway API wants 500 where it says ResolvedRefs=False.
-            let code = if action.origin.starts_with("Ingress") {
+            let code = if of_ingress {
                 StatusCode::SERVICE_UNAVAILABLE
             } else {
                 StatusCode::INTERNAL_SERVER_ERROR

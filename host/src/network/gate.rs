@@ -32,6 +32,15 @@ pub(crate) enum Target {
     Name(String, u16),
 }
 
+// === impl Target ===
+
+impl Target {
+    /// It leads to a name, wherever that is.
+    pub(crate) fn is_name(&self) -> bool {
+        matches!(self, Self::Name(..))
+    }
+}
+
 impl Network {
     pub(crate) fn gate(&self) -> Gate {
         Gate {

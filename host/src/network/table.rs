@@ -42,7 +42,8 @@ pub(crate) enum Protocol {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     names: HashMap<String, HashMap<String, Arc<Service>>>,
-    vips: HashMap<IpAddr, Arc<Service>>,
+    /// Several share one where their ports differ; the newest is the last.
+    vips: HashMap<IpAddr, Vec<Arc<Service>>>,
     /// Services and EndpointSlices have been listed completely at least once.
     pub(crate) complete: bool,
     /// Another number whenever a Service's object is another one: endpoints change more often.
@@ -153,8 +154,12 @@ impl Table {
         self.names.contains_key(namespace)
     }
 
-    pub(crate) fn vip(&self, ip: IpAddr) -> Option<&Arc<Service>> {
-        self.vips.get(&ip)
+    /// The Services that have this address, the newest first; none when it is no Service's.
+    pub(crate) fn at(
+        &self,
+        ip: IpAddr,
+    ) -> Option<impl Iterator<Item = &Arc<Service>> + Clone + use<'_>> {
+        Some(self.vips.get(&ip)?.iter().rev())
     }
 
     pub(crate) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
@@ -166,7 +171,8 @@ impl Table {
         self.remove(&service.key);
         let service = Arc::new(service);
         for ip in service.addresses() {
-            self.vips.insert(*ip, Arc::clone(&service));
+            let known = self.vips.entry(*ip).or_default();
+            known.push(Arc::clone(&service));
         }
         self.names
             .entry(service.key.namespace.clone())
@@ -183,9 +189,12 @@ impl Table {
             self.names.remove(&key.namespace);
         }
         for ip in removed.iter().flat_map(|service| service.addresses()) {
-            // Another Service may have got the address meanwhile.
-            if self.vips.get(ip).is_some_and(|owner| owner.key == *key) {
-                self.vips.remove(ip);
+            // Another Service may share the address, or have got it meanwhile.
+            if let Some(known) = self.vips.get_mut(ip) {
+                known.retain(|service| service.key != *key);
+                if known.is_empty() {
+                    self.vips.remove(ip);
+                }
             }
         }
     }

@@ -322,8 +322,8 @@ impl Fabric {
         }
         let dns = self.dns.address() == Some(to) && protocol != Protocol::Sctp;
         let table = self.services.borrow();
-        if let Some(service) = table.vip(ip) {
-            return match service.port(to.port(), protocol) {
+        if let Some(mut services) = table.at(ip) {
+            return match services.find_map(|service| service.port(to.port(), protocol)) {
                 // A Service of that address may stand for it; one that leads somewhere takes its place.
                 Some(port) if !dns || !port.endpoints.is_empty() => {
                     Route::Service(Arc::clone(port))

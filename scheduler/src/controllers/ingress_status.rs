@@ -3,6 +3,7 @@
 
 mod apply;
 mod desired;
+mod secrets;
 
 pub use apply::Controller;
 pub use desired::{Change, Nodes, plan};

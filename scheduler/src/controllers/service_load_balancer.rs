@@ -11,6 +11,7 @@
 mod apply;
 mod nodes;
 pub mod pool;
+mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use types::well_known::ANNOTATION_LISTENERS;
 pub use apply::Controller;
 pub use nodes::NodeView;
 pub use pool::Pool;
+pub use sharing::{Holder, Terms};
 
 use crate::events::Type;
 use crate::objects::{Key, Service};
@@ -35,6 +37,7 @@ use crate::objects::{Key, Service};
 /// Reasons of Events: users script against them. The first two are MetalLB's.
 pub const REASON_ALLOCATED: &str = "IPAllocated";
 pub const REASON_FAILED: &str = "AllocationFailed";
+pub const REASON_UNSUPPORTED: &str = "AnnotationNotSupported";
 pub const REASON_REPLACED: &str = "PortReplaced";
 pub const REASON_UNAVAILABLE: &str = "PortUnavailable";
 
@@ -50,8 +53,11 @@ pub struct Observed {
     pub local: BTreeSet<String>,
     pub pool: Option<Pool>,
     /// Who holds which address of the pool.
-    pub holders: BTreeMap<IpAddr, Key>,
+    pub holders: Holders,
 }
+
+/// Several where they share it.
+pub type Holders = BTreeMap<IpAddr, Vec<Holder>>;
 
 #[derive(Debug, PartialEq)]
 pub enum Action {
@@ -65,22 +71,26 @@ pub enum Action {
     },
 }
 
-/// Who holds which address: of several Services that claim one, the oldest.
-pub fn holders(services: &[Arc<Service>]) -> BTreeMap<IpAddr, Key> {
-    let mut claims: Vec<(i64, Key, IpAddr)> = services
+/// Who holds which address: of several Services that claim one and may not share it, the oldest.
+pub fn holders(services: &[Arc<Service>]) -> Holders {
+    let mut claims: Vec<(i64, Key, IpAddr, &Arc<Service>)> = services
         .iter()
         .filter(|service| is_balancer(service))
         .flat_map(|service| {
             let meta = &service.metadata;
             listeners::virtual_addresses(Some(&service.status))
                 .into_iter()
-                .map(|ip| (meta.created_at(), meta.key(), ip))
+                .map(move |ip| (meta.created_at(), meta.key(), ip, service))
         })
         .collect();
-    claims.sort();
-    let mut holders = BTreeMap::new();
-    for (_, key, ip) in claims {
-        holders.entry(ip).or_insert(key);
+    claims.sort_by(|a, b| (a.0, &a.1, a.2).cmp(&(b.0, &b.1, b.2)));
+    let mut holders = Holders::new();
+    for (_, key, ip, service) in claims {
+        let terms = Terms::of(service);
+        let known = holders.entry(ip).or_default();
+        if known.iter().all(|holder| holder.terms.fit(&terms).is_ok()) {
+            known.push(Holder { key, terms });
+        }
     }
     holders
 }
@@ -121,9 +131,10 @@ fn of_pool(observed: &Observed, now: Timestamp) -> Vec<Action> {
     let service = &observed.service;
     let key = service.metadata.key();
     let held = listeners::virtual_addresses(Some(&service.status));
-    let held = held
-        .into_iter()
-        .find(|ip| observed.holders.get(ip) == Some(&key));
+    let held = held.into_iter().find(|ip| {
+        let holders = observed.holders.get(ip).into_iter().flatten();
+        holders.into_iter().any(|holder| holder.key == key)
+    });
     let (ingress, status, reason, message) = match choose(observed, held, &key) {
         Ok(ip) => (vec![of_ip(ip)], "True", "Assigned", String::new()),
         Err((reason, message)) => (Vec::new(), "False", reason, message),
@@ -154,6 +165,13 @@ fn of_pool(observed: &Observed, now: Timestamp) -> Vec<Action> {
             message: format!("Failed to allocate IP for \"{key}\": {message}"),
         });
     }
+    if let Some(message) = sharing::unsupported(service) {
+        actions.push(Action::Tell {
+            type_: Type::Warning,
+            reason: REASON_UNSUPPORTED,
+            message,
+        });
+    }
     actions
 }
 
@@ -167,31 +185,38 @@ fn choose(
         let why = "the cluster has no address pool (--load-balancer-pool)";
         return Err(("NoPool", why.to_owned()));
     };
-    let asked = observed.service.spec.load_balancer_ip.as_deref();
-    if let Some(asked) = asked.filter(|ip| !ip.is_empty()) {
-        let ip: IpAddr = asked.parse().map_err(|_| {
-            (
-                "NotInPool",
-                format!("loadBalancerIP {asked} is not an address"),
-            )
-        })?;
-        return match observed.holders.get(&ip) {
-            _ if !pool.contains(ip) => Err((
-                "NotInPool",
-                format!("loadBalancerIP {ip} is not in the address pool {pool}"),
-            )),
-            Some(other) if other != key => Err((
-                "Taken",
-                format!("loadBalancerIP {ip} is the address of Service {other}"),
-            )),
-            _ => Ok(ip),
+    let terms = Terms::of(&observed.service);
+    // Why this Service may not have an address that others hold.
+    let conflict = |ip: &IpAddr| {
+        let holders = observed.holders.get(ip).into_iter().flatten();
+        let mut others = holders.filter(|holder| holder.key != *key);
+        others.find_map(|other| Some((other, other.terms.fit(&terms).err()?)))
+    };
+    let asked = sharing::wanted(&observed.service).map_err(|why| ("NotInPool", why))?;
+    if let Some(ip) = asked {
+        if !pool.contains(ip) {
+            let why = format!("loadBalancerIP {ip} is not in the address pool {pool}");
+            return Err(("NotInPool", why));
+        }
+        return match conflict(&ip) {
+            Some((other, why)) => {
+                let other = &other.key;
+                let why = format!(
+                    "loadBalancerIP {ip} is the address of Service {other} and cannot be shared with it: {why}"
+                );
+                Err(("Taken", why))
+            }
+            None => Ok(ip),
         };
     }
+    let is_free = |ip: &IpAddr| observed.holders.get(ip).is_none_or(Vec::is_empty);
+    let shared = || {
+        let mut held = observed.holders.keys().filter(|ip| !is_free(ip));
+        held.find(|ip| pool.contains(**ip) && conflict(ip).is_none())
+    };
     held.filter(|ip| pool.contains(*ip))
-        .or_else(|| {
-            pool.addresses()
-                .find(|ip| !observed.holders.contains_key(ip))
-        })
+        .or_else(|| terms.shares().then(shared).flatten().copied())
+        .or_else(|| pool.addresses().find(is_free))
         .ok_or_else(|| {
             (
                 "Exhausted",

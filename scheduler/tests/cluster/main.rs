@@ -7,14 +7,15 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, EvictParams, ListParams, PostParams};
 use serde_json::json;
-use world::{World, deployment, event, object, service};
+use world::{World, deployment, event, event_that, object, service};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 
@@ -146,6 +147,44 @@ async fn a_pod_that_fits_nowhere_says_why() {
         event.reporting_component.as_deref(),
         Some("default-scheduler")
     );
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ingress_is_told_of_its_certificate_until_it_is_there() {
+    let world = World::new(&[]).await;
+    let ingress = |name: &str, secret: &str| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": name},
+            "spec": {"ingressClassName": "coracle", "tls": [{"hosts": [name], "secretName": secret}],
+                "defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}}
+        })
+    };
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "half"}, "data": {"tls.crt": "LS0tLS1CRUdJTiBYLS0tLS0="}
+    });
+    world.create::<Secret>(secret).await;
+    world.create::<Ingress>(ingress("a", "none")).await;
+    world.create::<Ingress>(ingress("b", "half")).await;
+    let none = event(&world, "a", "InvalidCertificate").await;
+    let message = none.message.unwrap_or_default();
+    assert!(
+        message.starts_with("Secret default/none does not exist"),
+        "{message}"
+    );
+    let half = event(&world, "b", "InvalidCertificate").await;
+    let message = half.message.unwrap_or_default();
+    assert!(
+        message.starts_with("Secret default/half has no tls.key"),
+        "{message}"
+    );
+    // It comes, and then it is only half of one: the change is seen though only this one Secret is watched.
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "none"}, "data": {"tls.key": "eA=="}
+    });
+    world.create::<Secret>(secret).await;
+    let says = |message: &str| message.starts_with("Secret default/none has no tls.crt");
+    event_that(&world, "a", "InvalidCertificate", says).await;
     world.stop().await;
 }
 

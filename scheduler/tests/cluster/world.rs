@@ -414,13 +414,30 @@ pub(crate) fn service(name: &str) -> Value {
 
 /// Waits for the first Event about an object with that reason.
 pub(crate) async fn event(world: &World, about: &str, reason: &str) -> Event {
+    event_that(world, about, reason, |_| true).await
+}
+
+/// The same, of those whose message is meant.
+pub(crate) async fn event_that(
+    world: &World,
+    about: &str,
+    reason: &str,
+    says: impl Fn(&str) -> bool,
+) -> Event {
     let events: Api<Event> = world.api();
     let fields = format!("involvedObject.name={about},reason={reason}");
     let config = watcher::Config::default().fields(&fields);
     let mut stream = std::pin::pin!(watcher(events, config).applied_objects());
-    tokio::time::timeout(DEADLINE, stream.try_next())
+    let found = async {
+        loop {
+            let event = stream.try_next().await.expect("the watch works");
+            let event = event.expect("the watch does not end");
+            if says(event.message.as_deref().unwrap_or_default()) {
+                return event;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, found)
         .await
         .expect("the Event comes in time")
-        .expect("the watch works")
-        .expect("the watch does not end")
 }

@@ -2,15 +2,17 @@
 //!
 //! A connection is refused when the store could not keep its promises on it: an old server, an encoding other than
 //! UTF-8, `synchronous_commit = off`, a standby or read-only database, notifications that do not arrive (a pooler that
-//! shares sessions between transactions).
+//! shares sessions between transactions). Of several places the first is taken that is fit, beginning with the last one
+//! that was.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnection, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool, Row};
 use tokio::time::timeout;
 
-use super::Address;
+use super::{Address, place};
 use crate::store::Error;
 
 /// Forward only: a migration that was released is never edited.
@@ -35,6 +37,8 @@ const SESSION: &str = "SET lock_timeout = '5s'; SET statement_timeout = '10s'; \
 
 pub(super) struct Server {
     address: Address,
+    /// Which of its places was fit last.
+    current: AtomicUsize,
     /// Tells our notifications from others'.
     pub(super) id: String,
     listening: PgPool,
@@ -54,14 +58,18 @@ pub(super) enum Failure {
 
 impl Server {
     pub(super) fn new(address: Address) -> Self {
-        let address = Address(address.0.disable_statement_logging());
+        let places = address.0.into_iter();
+        let places = places.map(ConnectOptions::disable_statement_logging);
+        let address = Address(places.collect());
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .max_lifetime(None)
             .idle_timeout(None)
             .acquire_timeout(CONNECT);
+        let first = address.0.first().cloned().unwrap_or_default();
         Self {
-            listening: pool.connect_lazy_with(address.0.clone()),
+            listening: pool.connect_lazy_with(first),
+            current: AtomicUsize::new(0),
             id: format!("{:016x}", rand::random::<u64>()),
             address,
         }
@@ -69,54 +77,47 @@ impl Server {
 
     /// A connection that has been looked at.
     pub(super) async fn connect(&self) -> Result<PgConnection, Error> {
-        let connecting = timeout(CONNECT, async {
-            let mut connection = self.address.0.connect().await.map_err(|e| self.lost(&e))?;
-            connection
-                .execute(SESSION)
-                .await
-                .map_err(|e| self.lost(&e))?;
-            self.check(&mut connection).await?;
-            Ok(connection)
-        });
-        match connecting.await {
-            Ok(connection) => connection,
-            Err(_) => {
-                let why = format!("{}: no answer in {CONNECT:?}", self.address);
-                Err(Error::Unavailable(why))
+        let count = self.address.0.len();
+        let start = self.current.load(Ordering::Relaxed);
+        let mut problems = Vec::new();
+        for at in (0..count).map(|step| (start + step) % count) {
+            match self.connect_to(&self.address.0[at]).await {
+                Ok(connection) => {
+                    if at != start {
+                        tracing::info!(place = %place(&self.address.0[at]), "Database is used at another place");
+                        self.current.store(at, Ordering::Relaxed);
+                        let options = self.address.0[at].clone();
+                        self.listening.set_connect_options(options);
+                    }
+                    return Ok(connection);
+                }
+                Err(problem) => problems.push((at, problem)),
             }
         }
+        let told = problems.iter().map(|(at, problem)| match count {
+            1 => problem.clone(),
+            _ => format!("{}: {problem}", place(&self.address.0[*at])),
+        });
+        let told: Vec<String> = told.collect();
+        let why = format!("{}: {}", self.address, told.join("; "));
+        Err(Error::Unavailable(why))
+    }
+
+    /// The error is what is wrong with that place.
+    async fn connect_to(&self, options: &PgConnectOptions) -> Result<PgConnection, String> {
+        let connecting = timeout(CONNECT, async {
+            let mut connection = options.connect().await.map_err(|e| e.to_string())?;
+            let begun = connection.execute(SESSION).await;
+            begun.map_err(|e| e.to_string())?;
+            check(&mut connection).await?;
+            Ok(connection)
+        });
+        let connected = connecting.await;
+        connected.unwrap_or_else(|_| Err(format!("no answer in {CONNECT:?}")))
     }
 
     fn lost(&self, error: &sqlx::Error) -> Error {
         Error::Unavailable(format!("{}: {error}", self.address))
-    }
-
-    async fn check(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        let sql = "SELECT current_setting('server_version_num')::int, \
-            current_setting('server_encoding'), current_setting('synchronous_commit'), \
-            pg_is_in_recovery(), current_setting('transaction_read_only'), current_setting('fsync')";
-        let row = connection.fetch_one(sql).await.map_err(|e| self.lost(&e))?;
-        let (version, encoding, synchronous): (i32, String, String) =
-            (row.get(0), row.get(1), row.get(2));
-        let (recovering, read_only): (bool, String) = (row.get(3), row.get(4));
-        let problem = if version < OLDEST_SERVER {
-            let major = OLDEST_SERVER / 10_000;
-            format!(
-                "it is Postgres {}, and must be {major} or newer",
-                version / 10_000
-            )
-        } else if encoding != "UTF8" {
-            format!("its encoding is {encoding}, and must be UTF8")
-        } else if synchronous == "off" {
-            "synchronous_commit is off: what is acknowledged could be lost".to_owned()
-        } else if recovering {
-            "it is a standby".to_owned()
-        } else if read_only == "on" {
-            "it is read-only".to_owned()
-        } else {
-            return Ok(());
-        };
-        Err(Error::Unavailable(format!("{}: {problem}", self.address)))
     }
 
     /// Brings an older database, or an empty one, to the newest schema; one server at a time.
@@ -213,6 +214,34 @@ impl Server {
     pub(super) async fn close(&self) {
         self.listening.close().await;
     }
+}
+
+/// Is a server fit for the store?
+async fn check(connection: &mut PgConnection) -> Result<(), String> {
+    let sql = "SELECT current_setting('server_version_num')::int, \
+        current_setting('server_encoding'), current_setting('synchronous_commit'), \
+        pg_is_in_recovery(), current_setting('transaction_read_only'), current_setting('fsync')";
+    let row = connection.fetch_one(sql).await.map_err(|e| e.to_string())?;
+    let (version, encoding, synchronous): (i32, String, String) =
+        (row.get(0), row.get(1), row.get(2));
+    let (recovering, read_only): (bool, String) = (row.get(3), row.get(4));
+    Err(if version < OLDEST_SERVER {
+        let major = OLDEST_SERVER / 10_000;
+        format!(
+            "it is Postgres {}, and must be {major} or newer",
+            version / 10_000
+        )
+    } else if encoding != "UTF8" {
+        format!("its encoding is {encoding}, and must be UTF8")
+    } else if synchronous == "off" {
+        "synchronous_commit is off: what is acknowledged could be lost".to_owned()
+    } else if recovering {
+        "it is a standby".to_owned()
+    } else if read_only == "on" {
+        "it is read-only".to_owned()
+    } else {
+        return Ok(());
+    })
 }
 
 /// What an error of Postgres means.

@@ -337,6 +337,11 @@ fn target(
         );
     };
     let port = PortRef::Number(port);
+    // As the Gateway API advises: whoever may write a Service could lead a route to what it may not reach itself.
+    if world.external_names.contains(&key) {
+        let why = format!("Service {key} is an ExternalName, which no route may lead to");
+        return broken("UnsupportedValue", why);
+    }
     if let Some(why) = world.service_problem(&key, &port) {
         return broken("BackendNotFound", why);
     }

@@ -484,3 +484,18 @@ fn a_connection_for_one_listener_does_not_serve_another() {
         HostPattern::Exact("a.com".to_owned())
     );
 }
+
+#[test]
+fn a_route_leads_to_no_external_name() {
+    let listeners = json!([{"name": "web", "port": 80, "protocol": "HTTP",
+        "allowedRoutes": {"namespaces": {"from": "All"}}}]);
+    let rules = json!({"rules": [{"backendRefs": refs("out")}]});
+    let mut world = gateways(listeners, &[route("r", "shop", rules)]);
+    world.services = Some([(Key::new("shop", "out"), vec![(String::new(), 80)])].into());
+    world.external_names = [Key::new("shop", "out")].into();
+    let said = said(&compile(&world), 0);
+    assert!(
+        said.contains(&"ResolvedRefs=false UnsupportedValue".to_owned()),
+        "{said:?}"
+    );
+}

@@ -462,8 +462,8 @@ impl Fabric {
     fn alternatives(&self, way: &Way) -> impl Iterator<Item = SocketAddr> + use<> {
         let trusted = way.seen != way.to && {
             let services = self.services.borrow();
-            let port = services.vip(way.seen.ip());
-            let port = port.and_then(|service| service.port(way.seen.port(), way.protocol));
+            let mut at = services.at(way.seen.ip()).into_iter().flatten();
+            let port = at.find_map(|service| service.port(way.seen.port(), way.protocol));
             port.is_some_and(|port| port.trusted)
         };
         std::iter::once(way.to).chain(trusted.then_some(way.seen))

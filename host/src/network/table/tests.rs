@@ -155,12 +155,12 @@ fn an_address_moves_with_its_service() {
         json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]}),
         &[],
     ));
-    assert!(table.vip(ip).is_some());
+    assert!(table.at(ip).is_some());
     table.insert(build(
         json!({"clusterIP": "10.96.0.8", "ports": [{"port": 80}]}),
         &[],
     ));
-    assert!(table.vip(ip).is_none());
+    assert!(table.at(ip).is_none());
     table.remove(&key());
     assert!(table.services().next().is_none());
     assert!(!table.has_namespace("default"));
@@ -305,4 +305,37 @@ fn where_an_endpoint_is_says_its_slice() {
         !port.endpoints[2].node.as_ref().unwrap().is_reachable(),
         "it is the same node"
     );
+}
+
+#[test]
+fn services_that_share_an_address_are_told_apart_by_port() {
+    let mut table = Table::default();
+    let ip = IpAddr::from([192, 0, 2, 40]);
+    let shared = |name: &str, port: u16, at: &str| {
+        let mut object = json!({"metadata": {"name": name, "namespace": "default", "uid": name},
+            "spec": {"type": "LoadBalancer", "clusterIP": at, "ports": [{"port": port}]}});
+        object["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.40", "ipMode": "VIP"}]},
+            "conditions": [{"type": "coracle.dev/PoolAddress", "status": "True", "reason": "Assigned", "message": "",
+                            "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+        let key = Key {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+        };
+        Service::build(key, service(object), &[], &mut Loads::default(), None)
+    };
+    table.insert(shared("web", 80, "10.96.0.7"));
+    table.insert(shared("mail", 25, "10.96.0.8"));
+    let whose = |table: &Table, port| {
+        let mut at = table.at(ip).into_iter().flatten();
+        at.find_map(|s| Some(s.port(port, Protocol::Tcp)?.service.name.clone()))
+    };
+    assert_eq!(whose(&table, 80).as_deref(), Some("web"));
+    assert_eq!(whose(&table, 25).as_deref(), Some("mail"));
+    assert_eq!(whose(&table, 443), None);
+    table.remove(&Key {
+        namespace: "default".to_owned(),
+        name: "web".to_owned(),
+    });
+    assert_eq!(whose(&table, 80), None);
+    assert_eq!(whose(&table, 25).as_deref(), Some("mail"));
 }

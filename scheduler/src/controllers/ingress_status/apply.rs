@@ -12,6 +12,7 @@ use types::well_known::{ANNOTATION_INGRESS, GATEWAY_CONTROLLER};
 
 use super::desired::{Change, Nodes, plan};
 use super::routing;
+use super::secrets::{Known, Secrets};
 use crate::clock;
 use crate::controllers::Shared;
 use crate::events::{Recorder, reference};
@@ -22,6 +23,8 @@ use crate::reconcile::{Outcome, Queue};
 use crate::write::{self, Error, Target, Writer, gone_is_fine};
 
 const ACCOUNT: &str = "ingress-status-controller";
+/// For Secrets to be known.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two passes.
 const REST: Duration = Duration::from_millis(50);
 /// What is still so after this long is told: objects applied together come one after the other.
@@ -31,6 +34,7 @@ pub struct Controller {
     shared: Arc<Shared>,
     writer: Writer,
     recorder: Recorder,
+    secrets: Secrets,
     /// Since when each problem is there, and whether it was told.
     problems: Mutex<HashMap<Problem, (Instant, bool)>>,
     /// One key stands for everything.
@@ -56,8 +60,7 @@ impl Controller {
             http_routes,
             reference_grants,
             services,
-            namespaces,
-            tls_secrets
+            namespaces
         );
         // Nodes write themselves all the time.
         let waker = Arc::clone(&queue);
@@ -67,7 +70,9 @@ impl Controller {
                 waker.add(everything());
             }
         });
+        let client = (shared.accounts)(ACCOUNT);
         Arc::new(Self {
+            secrets: Secrets::new(client, Arc::clone(&queue), everything()),
             writer: shared.writer(ACCOUNT),
             recorder: shared.recorder.named(ACCOUNT),
             shared: Arc::clone(shared),
@@ -78,6 +83,12 @@ impl Controller {
 
     pub async fn pass(&self, _: Key) -> Result<Outcome, Error> {
         let mut compiled = compile(&self.world());
+        // Nothing is said of Secrets that have not been looked at.
+        match self.secrets.watch(&compiled.secrets, PATIENCE).await {
+            Known::AsBefore => {}
+            Known::More => compiled = compile(&self.world()),
+            Known::NotYet => return Ok(Outcome::Again(PATIENCE)),
+        }
         self.forsaken(&mut compiled.routes);
         let now = clock::now();
         let find = |kind, key: &RouteKey| self.find(kind, key).map(|(_, status)| status);
@@ -121,7 +132,6 @@ impl Controller {
         let external_names = services_outside
             .filter(|service| service.spec.type_.as_deref() == Some("ExternalName"))
             .map(|service| key_of(&service.metadata));
-        let secrets = informers.tls_secrets.all().into_iter();
         let namespaces = informers.namespaces.all().into_iter();
         World {
             ingress_classes: all!(ingress_classes),
@@ -133,9 +143,7 @@ impl Controller {
             namespaces: namespaces
                 .map(|n| (n.metadata.name.clone(), n.metadata.labels.clone()))
                 .collect(),
-            secrets: secrets
-                .map(|secret| (key_of(&secret.metadata), secret.state()))
-                .collect(),
+            secrets: self.secrets.known(),
             services: Some(services.collect()),
             external_names: external_names.collect(),
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use types::listeners::{self, CONDITION_POOL};
 
-use super::{Action, NodeView, Observed, holders, plan};
+use super::{Action, Holders, NodeView, Observed, Terms, holders, plan};
 use crate::clock;
 use crate::controllers::{Shared, caught_up};
 use crate::events::{self, Recorder};
@@ -53,10 +53,17 @@ impl Controller {
             };
             let (before, after) = (held(change.old), held(change.new));
             let freed = before.iter().any(|ip| !after.contains(ip));
-            if let (true, Some(shared)) = (freed, weak.upgrade()) {
+            let terms = |service: Option<&Arc<Service>>| service.map(|s| Terms::of(s));
+            let other_terms = !before.is_empty() && terms(change.old) != terms(change.new);
+            if let (true, Some(shared)) = (freed || other_terms, weak.upgrade()) {
+                // Those that wait may get it; those that share it may not fit any longer.
+                let concerned = |service: &&Arc<Service>| {
+                    let held = listeners::virtual_addresses(Some(&service.status));
+                    waits_for_address(service) || held.iter().any(|ip| before.contains(ip))
+                };
                 let all = shared.informers.services.all();
-                let waiting = all.iter().filter(|service| waits_for_address(service));
-                waiting.for_each(|service| waker.add(service.metadata.key()));
+                let concerned = all.iter().filter(concerned);
+                concerned.for_each(|service| waker.add(service.metadata.key()));
             }
         });
         let waker = Arc::clone(&queue);
@@ -113,7 +120,7 @@ impl Controller {
             local: self.local(&key),
             holders: match &pool {
                 Some(_) => holders(&informers.services.all()),
-                None => BTreeMap::new(),
+                None => Holders::new(),
             },
             pool,
             service: Arc::clone(&service),

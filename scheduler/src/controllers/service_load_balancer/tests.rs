@@ -64,7 +64,7 @@ fn observed(service: Service, nodes: Vec<Arc<NodeView>>) -> Observed {
         nodes,
         local: BTreeSet::new(),
         pool: None,
-        holders: BTreeMap::new(),
+        holders: Holders::new(),
     }
 }
 
@@ -235,7 +235,7 @@ fn somebody_elses_balancer_is_left_alone() {
     assert!(addresses(&after).is_empty(), "no balancer any more");
 }
 
-fn with_pool(service: &Service, pool: &str, holders: BTreeMap<IpAddr, Key>) -> Observed {
+fn with_pool(service: &Service, pool: &str, holders: Holders) -> Observed {
     Observed {
         pool: pool.parse().ok(),
         holders,
@@ -246,7 +246,7 @@ fn with_pool(service: &Service, pool: &str, holders: BTreeMap<IpAddr, Key>) -> O
 #[test]
 fn an_address_of_the_pool_is_given_and_kept() {
     let web = balancer("web");
-    let world = with_pool(&web, "192.0.2.10-192.0.2.11", BTreeMap::new());
+    let world = with_pool(&web, "192.0.2.10-192.0.2.11", Holders::new());
     let actions = plan(&world, NOW);
     assert_eq!(
         told(&actions),
@@ -276,7 +276,13 @@ fn an_address_of_the_pool_is_given_and_kept() {
 
 #[test]
 fn who_gets_no_address_is_told_why() {
-    let other = |ip: [u8; 4]| BTreeMap::from([(IpAddr::from(ip), Key::new("default", "other"))]);
+    let other = |ip: [u8; 4]| {
+        let holder = Holder {
+            key: Key::new("default", "other"),
+            terms: Terms::default(),
+        };
+        Holders::from([(IpAddr::from(ip), vec![holder])])
+    };
     let why = |service: &Service, pool: &str, holders| {
         let actions = plan(&with_pool(service, pool, holders), NOW);
         let after = carry_out(service, &actions);
@@ -300,7 +306,7 @@ fn who_gets_no_address_is_told_why() {
         )
     };
     assert_eq!(
-        why(&asks("198.51.100.1"), "192.0.2.10", BTreeMap::new()).0,
+        why(&asks("198.51.100.1"), "192.0.2.10", Holders::new()).0,
         "NotInPool"
     );
     assert_eq!(
@@ -327,11 +333,148 @@ fn an_address_asked_for_is_given() {
         0,
         json!({"type": "LoadBalancer", "loadBalancerIP": "192.0.2.11", "ports": [{"port": 80}]}),
     );
-    let world = with_pool(&asks, "192.0.2.10/31", BTreeMap::new());
+    let world = with_pool(&asks, "192.0.2.10/31", Holders::new());
     assert_eq!(
         addresses(&carry_out(&asks, &plan(&world, NOW))),
         ["192.0.2.11"]
     );
+}
+
+/// A Service of the pool: its port, its annotations, more of its spec.
+fn sharing(name: &str, created: i64, port: i32, annotations: Value, more: Value) -> Service {
+    let mut spec = json!({"type": "LoadBalancer", "ports": [{"port": port}]});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    let mut service = service(name, created, spec);
+    service.metadata.annotations = serde_json::from_value(annotations).expect("annotations");
+    service
+}
+
+/// The addresses of all after everybody's pass, twice; and what was told of the last one.
+fn settle(services: Vec<Service>, pool: &str) -> (Vec<String>, Vec<String>) {
+    let mut services = services;
+    let mut events = Vec::new();
+    for _ in 0..2 {
+        for at in 0..services.len() {
+            let all: Vec<Arc<Service>> = services.iter().cloned().map(Arc::new).collect();
+            let world = with_pool(&services[at], pool, holders(&all));
+            let actions = plan(&world, NOW);
+            events = told(&actions);
+            services[at] = carry_out(&services[at], &actions);
+        }
+    }
+    let all = services.iter().map(|s| addresses(s).join(","));
+    (all.collect(), events)
+}
+
+#[test]
+fn services_that_allow_it_share_an_address() {
+    let pool = "192.0.2.10-192.0.2.11";
+    let metallb = json!({"metallb.universe.tf/allow-shared-ip": "k"});
+    let ours = json!({"coracle.dev/allow-shared-ip": "k"});
+    let none = json!({});
+    let (a, b) = ("192.0.2.10".to_owned(), "192.0.2.11".to_owned());
+    let local = |app: &str| json!({"externalTrafficPolicy": "Local", "selector": {"app": app}});
+    let one = |annotations: &Value, more: Value| sharing("one", 1, 80, annotations.clone(), more);
+    let two =
+        |annotations: &Value, port, more: Value| sharing("two", 2, port, annotations.clone(), more);
+    for (first, second, expected, why) in [
+        (
+            one(&metallb, none.clone()),
+            two(&ours, 443, none.clone()),
+            [&a, &a],
+            "same key, other port",
+        ),
+        (
+            one(&metallb, none.clone()),
+            two(&ours, 80, none.clone()),
+            [&a, &b],
+            "the same port",
+        ),
+        (
+            one(&none, none.clone()),
+            two(&ours, 443, none.clone()),
+            [&a, &b],
+            "one allows it",
+        ),
+        (
+            one(&none, none.clone()),
+            two(&none, 443, none.clone()),
+            [&a, &b],
+            "nobody allows it",
+        ),
+        (
+            one(&ours, local("x")),
+            two(&ours, 443, local("x")),
+            [&a, &a],
+            "Local, the same pods",
+        ),
+        (
+            one(&ours, local("x")),
+            two(&ours, 443, local("y")),
+            [&a, &b],
+            "Local, other pods",
+        ),
+        (
+            one(&ours, local("x")),
+            two(&ours, 443, none.clone()),
+            [&a, &b],
+            "one is Local",
+        ),
+    ] {
+        let (got, _) = settle(vec![first, second], pool);
+        assert_eq!(got, expected.map(String::clone), "{why}");
+    }
+}
+
+#[test]
+fn an_address_asked_for_by_annotation_is_given_or_refused_with_the_reason() {
+    let pool = "192.0.2.10-192.0.2.11";
+    let asks = json!({"metallb.universe.tf/loadBalancerIPs": "192.0.2.11", "metallb.universe.tf/address-pool": "prod"});
+    let first = sharing("one", 1, 80, asks.clone(), json!({}));
+    let (got, events) = settle(vec![first.clone()], pool);
+    assert_eq!(got, ["192.0.2.11"]);
+    assert_eq!(
+        events,
+        [
+            "AnnotationNotSupported: address-pool \"prod\" is not looked at: there is one pool (--load-balancer-pool)"
+        ]
+    );
+    let second = sharing(
+        "two",
+        2,
+        443,
+        json!({"metallb.universe.tf/loadBalancerIPs": "192.0.2.11"}),
+        json!({}),
+    );
+    let (got, events) = settle(vec![first.clone(), second], pool);
+    assert_eq!(got, ["192.0.2.11", ""]);
+    assert!(
+        events[0].contains("is the address of Service default/one and cannot be shared with it: they do not both allow it"),
+        "{events:?}"
+    );
+    let both = sharing("two", 2, 443, asks, json!({"loadBalancerIP": "192.0.2.10"}));
+    let (_, events) = settle(vec![both], pool);
+    assert!(events[0].contains("differ"), "{events:?}");
+    let six = json!({"metallb.universe.tf/loadBalancerIPs": "192.0.2.10,2001:db8::1"});
+    let (_, events) = settle(vec![sharing("two", 2, 443, six, json!({}))], pool);
+    assert!(events[0].contains("is not an address"), "{events:?}");
+}
+
+#[test]
+fn who_no_longer_fits_gets_another_address() {
+    let ours = json!({"coracle.dev/allow-shared-ip": "k"});
+    let mut one = sharing("one", 1, 80, ours.clone(), json!({}));
+    let mut two = sharing("two", 2, 443, ours, json!({}));
+    let at = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.10", "ipMode": "VIP"}]}});
+    for service in [&mut one, &mut two] {
+        service.status = serde_json::from_value(at.clone()).expect("a status");
+    }
+    // The older one takes the other's port.
+    one.spec.ports = two.spec.ports.clone();
+    let (got, _) = settle(vec![one, two], "192.0.2.10-192.0.2.11");
+    assert_eq!(got, ["192.0.2.10", "192.0.2.11"]);
 }
 
 proptest! {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// `90s`, `5m`, `1h`, `250ms`.
+/// `90s`, `5m`, `1h`, `250ms`, and `0`.
 pub(crate) fn parse(text: &str) -> Result<Duration> {
     let split = text
         .find(|c: char| !c.is_ascii_digit())
@@ -17,6 +17,8 @@ pub(crate) fn parse(text: &str) -> Result<Duration> {
         "s" => 1000,
         "m" => 60_000,
         "h" => 3_600_000,
+        // No time needs no unit.
+        "" if number == 0 => 1,
         unit => anyhow::bail!("{unit:?} is no unit of time: ms, s, m or h"),
     };
     number
@@ -34,6 +36,7 @@ mod tests {
         assert_eq!(parse("90s").ok(), Some(Duration::from_secs(90)));
         assert_eq!(parse("24h").ok(), Some(Duration::from_secs(86_400)));
         assert_eq!(parse("250ms").ok(), Some(Duration::from_millis(250)));
+        assert_eq!(parse("0").ok(), Some(Duration::ZERO));
         for wrong in ["", "5", "m", "5d", "99999999999999999999s"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

@@ -79,7 +79,7 @@ impl Terms {
 }
 
 /// The address a Service asks for. The error is for people.
-pub fn wanted(service: &Service) -> Result<Option<IpAddr>, String> {
+pub(super) fn wanted(service: &Service) -> Result<Option<IpAddr>, String> {
     let field = service.spec.load_balancer_ip.as_deref();
     let field = field.filter(|ip| !ip.is_empty());
     let said = match (field, annotation(service, &WANTS)) {
@@ -97,7 +97,7 @@ pub fn wanted(service: &Service) -> Result<Option<IpAddr>, String> {
 }
 
 /// What is asked for and is not there.
-pub fn unsupported(service: &Service) -> Option<String> {
+pub(super) fn unsupported(service: &Service) -> Option<String> {
     let pool = annotation(service, &POOL)?;
     Some(format!(
         "address-pool {pool:?} is not looked at: there is one pool (--load-balancer-pool)"

@@ -9,6 +9,7 @@ use super::pipe::{self, Account};
 use super::pod::PodNetwork;
 use super::policy::Way;
 use super::ports::{Sockets, Target};
+use super::serve::Front;
 use super::traffic::{Connected, Security, Workload};
 use super::vnet::{Caller, Fabric};
 use super::{SocketError, Stream, forward, observe, serve};
@@ -84,7 +85,18 @@ impl Fabric {
                     .map_err(|_| SocketError::TimedOut)?
                     .map_err(|_| SocketError::Refused)?;
             }
-            Target::Http(handler) => serve::spawn(self, server, handler, pod.ports().ended()),
+            Target::Http(handler) => {
+                let front = Front {
+                    handler,
+                    ended: pod.ports().ended(),
+                    requests: Arc::clone(pod.requests()),
+                    source: Arc::clone(caller.workload),
+                    identity: caller.identity.map(Arc::clone),
+                    destination: Arc::clone(pod.workload()),
+                    security: observe::security(caller),
+                };
+                serve::spawn(self, server, front);
+            }
         }
         if let Some(admitted) = admitted {
             let way = Way::of(caller, Some(pod), seen, endpoint);

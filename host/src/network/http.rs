@@ -16,7 +16,7 @@ use rand::RngExt;
 use super::balancer::{ATTEMPTS, Endpoint, InFlight, Tried};
 use super::bodies::{Flow, Guard, counted, guarded};
 use super::client::{self, literal};
-use super::observe::{self, Observed};
+use super::observe::{self, Ends, Observed};
 use super::pod::PodNetwork;
 use super::policy::{Watched, Way};
 use super::ports::Target;
@@ -24,7 +24,7 @@ use super::table::{Kind, Port, Protocol, Service};
 use super::traffic::{Pair, Security};
 use super::tunnel;
 use super::vnet::{Caller, Fabric, RENEWALS, Route};
-use super::{Body, HttpError, ReturnedRequest, SocketError};
+use super::{Body, HttpError, ReturnedRequest, SocketError, serve};
 use crate::dns::{self, Found};
 
 pub(crate) use self::head::{readdress, strip_hop_by_hop};
@@ -52,6 +52,7 @@ pub(crate) async fn send(
         )));
     }
     request.extensions_mut().insert(Hops(hops + 1));
+    serve::refuse_connect(&request)?;
     let uri = request.uri();
     let authority = uri
         .authority()
@@ -344,7 +345,7 @@ impl Call<'_> {
             }
             None => return Err(returned(format!("{address}: connection refused"), request)),
         };
-        let Some(slot) = pod.begin_request() else {
+        let Some(slot) = pod.requests().begin() else {
             return Err(returned(format!("{address}: the pod is too busy"), request));
         };
         let (observed, pair) = self.observe(Some(pod), address, &mut request);
@@ -501,10 +502,14 @@ impl Call<'_> {
             .fabric
             .traffic
             .pair(self.caller.workload, destination, security);
-        let observed =
-            self.fabric
-                .observer
-                .begin(&self.caller, destination, address, pair.clone(), request);
+        let ends = Ends {
+            source: self.caller.workload,
+            identity: self.caller.identity.map(|identity| &**identity),
+            destination,
+            address,
+            security,
+        };
+        let observed = self.fabric.observer.begin(ends, pair.clone(), request);
         (observed, pair)
     }
 }

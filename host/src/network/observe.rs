@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use self::access_log::{AccessLog, Line};
 use self::trace::{Traced, Tracer};
+use super::identity::Identity;
 use super::traffic::{Pair, Security, Workload};
 use super::vnet::Caller;
 use super::{Body, HttpError};
@@ -67,6 +68,16 @@ impl Default for Config {
     }
 }
 
+/// Between whom a request passes.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends<'a> {
+    pub(crate) source: &'a Workload,
+    pub(crate) identity: Option<&'a Identity>,
+    pub(crate) destination: &'a Workload,
+    pub(crate) address: SocketAddr,
+    pub(crate) security: Security,
+}
+
 /// How the bytes of this caller came here.
 pub(crate) fn security(caller: &Caller<'_>) -> Security {
     if caller.pod.is_some() {
@@ -100,23 +111,21 @@ impl Observer {
         })
     }
 
-    /// A request is about to be sent to `destination` at `address`.
+    /// A request is about to be sent.
     pub(crate) fn begin<'a>(
         &'a self,
-        caller: &Caller<'_>,
-        destination: &Workload,
-        address: SocketAddr,
+        ends: Ends<'_>,
         pair: Option<Arc<Pair>>,
         request: &mut Request<Body>,
     ) -> Observed<'a> {
         let span = self.tracer.as_ref().map(|tracer| {
-            let attributes = attributes(caller, destination, request);
+            let attributes = attributes(ends, request);
             let name = request.method().to_string();
             tracer.begin(name, attributes, request.headers_mut())
         });
         let line = self.log.as_ref().map(|_| {
             let trace_id = span.as_ref().map(Traced::id);
-            Box::new(self.line(caller, destination, address, request, trace_id))
+            Box::new(self.line(ends, request, trace_id))
         });
         Observed {
             observer: self,
@@ -131,22 +140,15 @@ impl Observer {
         clippy::disallowed_methods,
         reason = "a log carries the time of what happened"
     )]
-    fn line(
-        &self,
-        caller: &Caller<'_>,
-        destination: &Workload,
-        address: SocketAddr,
-        request: &Request<Body>,
-        trace_id: Option<String>,
-    ) -> Line {
+    fn line(&self, ends: Ends<'_>, request: &Request<Body>, trace_id: Option<String>) -> Line {
         Line {
             time: jiff::Timestamp::now(),
             node: self.node.clone(),
-            source: caller.workload.name().to_owned(),
-            source_identity: caller.identity.map(|id| id.spiffe().to_string()),
-            destination: destination.name().to_owned(),
-            address: address.to_string(),
-            security: security(caller).as_str(),
+            source: ends.source.name().to_owned(),
+            source_identity: ends.identity.map(|id| id.spiffe().to_string()),
+            destination: ends.destination.name().to_owned(),
+            address: ends.address.to_string(),
+            security: ends.security.as_str(),
             method: request.method().to_string(),
             host: host(request).to_owned(),
             path: request.uri().path().to_owned(),
@@ -173,18 +175,14 @@ fn host(request: &Request<Body>) -> &str {
 }
 
 /// OpenTelemetry's names for them.
-fn attributes(
-    caller: &Caller<'_>,
-    destination: &Workload,
-    request: &Request<Body>,
-) -> Vec<KeyValue> {
+fn attributes(ends: Ends<'_>, request: &Request<Body>) -> Vec<KeyValue> {
     vec![
         KeyValue::new("http.request.method", request.method().to_string()),
         KeyValue::new("url.path", request.uri().path().to_owned()),
         KeyValue::new("server.address", host(request).to_owned()),
-        KeyValue::new("coracle.source", caller.workload.name().to_owned()),
-        KeyValue::new("coracle.destination", destination.name().to_owned()),
-        KeyValue::new("coracle.security", security(caller).as_str()),
+        KeyValue::new("coracle.source", ends.source.name().to_owned()),
+        KeyValue::new("coracle.destination", ends.destination.name().to_owned()),
+        KeyValue::new("coracle.security", ends.security.as_str()),
     ]
 }
 

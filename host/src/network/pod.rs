@@ -75,7 +75,7 @@ pub struct PodNetwork {
     budget: Arc<Budget>,
     workload: Arc<Workload>,
     /// HTTP requests the pod is answering.
-    requests: Arc<AtomicUsize>,
+    requests: Arc<Requests>,
     /// Outgoing HTTP to endpoints that listen on sockets.
     client: OnceLock<Client>,
     /// Outgoing HTTP to the outside while policies restrict it, and the decisions it was made under.
@@ -89,8 +89,14 @@ pub struct PodNetwork {
     outside: Arc<Semaphore>,
 }
 
+/// HTTP requests a pod is answering, and how many it may.
+pub(crate) struct Requests {
+    open: AtomicUsize,
+    limit: usize,
+}
+
 /// One HTTP request a pod is answering.
-pub(crate) struct RequestSlot(Arc<AtomicUsize>);
+pub(crate) struct RequestSlot(Arc<Requests>);
 
 // === impl PodNetwork ===
 
@@ -118,7 +124,10 @@ impl PodNetwork {
             sockets: Arc::new(Sockets::new(limits.sockets_per_pod)),
             budget: Arc::new(Budget::new(limits.buffers_per_pod)),
             workload,
-            requests: Arc::default(),
+            requests: Arc::new(Requests {
+                open: AtomicUsize::new(0),
+                limit: limits.requests_per_pod,
+            }),
             client: OnceLock::new(),
             restricted: Mutex::default(),
             isolation: Isolation::default(),
@@ -274,11 +283,8 @@ impl PodNetwork {
         }
     }
 
-    /// Counts a request, or `None` when the pod answers as many as it may.
-    pub(crate) fn begin_request(&self) -> Option<RequestSlot> {
-        let before = self.requests.fetch_add(1, Ordering::Relaxed);
-        let slot = RequestSlot(Arc::clone(&self.requests));
-        (before < self.fabric.config.limits.requests_per_pod).then_some(slot)
+    pub(crate) fn requests(&self) -> &Arc<Requests> {
+        &self.requests
     }
 
     /// This pod as the source of a connection.
@@ -295,8 +301,19 @@ impl PodNetwork {
     }
 }
 
+// === impl Requests ===
+
+impl Requests {
+    /// Counts a request, or `None` when the pod answers as many as it may.
+    pub(crate) fn begin(self: &Arc<Self>) -> Option<RequestSlot> {
+        let before = self.open.fetch_add(1, Ordering::Relaxed);
+        let slot = RequestSlot(Arc::clone(self));
+        (before < self.limit).then_some(slot)
+    }
+}
+
 impl Drop for RequestSlot {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

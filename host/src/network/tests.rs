@@ -2,6 +2,7 @@
 
 mod api;
 mod calls;
+mod claims;
 mod dns;
 mod memory;
 mod observe;

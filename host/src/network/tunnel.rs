@@ -31,7 +31,7 @@ mod words;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -180,7 +180,7 @@ impl Tunnel {
     }
 
     /// Whether `node`'s Node object gives it `address`.
-    fn speaks_for(&self, node: &str, address: Ipv4Addr) -> bool {
+    pub(crate) fn speaks_for(&self, node: &str, address: Ipv4Addr) -> bool {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         routes
             .find(address)

@@ -246,9 +246,13 @@ async fn serve_http(
         let port = target.borrow_mut().port().cloned();
         let fabric = Arc::clone(&fabric);
         async move {
+            let request = match request {
+                Ok(request) => request,
+                Err(error) => return Ok::<_, Infallible>(serve::answer(Err(error))),
+            };
             let Some(port) = port else {
                 let gone = HttpError::NotReached("the Service is gone".to_owned());
-                return Ok::<_, Infallible>(serve::answer(Err(gone)));
+                return Ok(serve::answer(Err(gone)));
             };
             let call = Call {
                 fabric: &fabric,

@@ -15,7 +15,7 @@ use super::counts::Decisions;
 use super::index::Published;
 use super::open::{Opened, Way};
 use super::rules::{self, At, Direction, End, Facts, NamedPort, Policy, Verdict};
-use super::table::Table;
+use super::table::{Peer, Table};
 use crate::network::SocketError;
 use crate::network::namespaces::Labels;
 use crate::network::pod::PodNetwork;
@@ -147,8 +147,9 @@ impl Gate {
         self.open.load(Ordering::Relaxed)
     }
 
+    /// Who reads it finds the table of that moment, or a later one.
     pub(crate) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Relaxed)
+        self.epoch.load(Ordering::Acquire)
     }
 
     /// No policy restricts what `source` sends or `destination` takes.
@@ -260,7 +261,7 @@ impl Fabric {
         }
         gate.open.store(open, Ordering::Relaxed);
         if published.decisions {
-            gate.epoch.fetch_add(1, Ordering::Relaxed);
+            gate.epoch.fetch_add(1, Ordering::Release);
             self.cut_denied();
         }
         #[cfg(test)]
@@ -477,12 +478,25 @@ impl Fabric {
             && (ip.is_loopback() || ip == IpAddr::V4(self.node_address))
     }
 
+    /// Whether the pod that another node says to speak for can be at `ip`: a node's word counts for its own pods only. The
+    /// address is the API's word; before the pod has one there, it is one of the node the pod was given to.
+    fn is_at(&self, peer: &Peer, ip: IpAddr) -> bool {
+        if !peer.addresses.is_empty() {
+            return peer.addresses.contains(&ip);
+        }
+        match (ip, &self.tunnel) {
+            (IpAddr::V4(ip), Some(tunnel)) => tunnel.speaks_for(&peer.node, ip),
+            _ => false,
+        }
+    }
+
     fn origin<'a>(&self, table: &'a Table, way: &Way, source: Option<&'a PodNetwork>) -> End<'a> {
         let ip = way.from.ip();
         let known = match (source, &way.identity) {
             (Some(source), _) => Some(facts(table, source)),
             (None, Some(identity)) => {
                 let peer = table.peers.named(&identity.namespace, &identity.pod);
+                let peer = peer.filter(|peer| self.is_at(peer, ip));
                 peer.map(|peer| peer.facts())
             }
             (None, None) => table.peers.at(ip).map(|peer| peer.facts()),

@@ -101,6 +101,28 @@ impl Opened {
         }
         all.open.push((cut, way));
     }
+
+    /// Cuts those that are denied, by what is decided at `epoch`. Others may do so at the same time, and see only what
+    /// nobody is looking at: who puts streams back after decisions have changed looks again.
+    fn cut<J: FnMut(&Way) -> bool>(&self, epoch: impl Fn() -> u64, mut judge: impl FnMut() -> J) {
+        let lock = || self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let began = epoch();
+            let mut all = std::mem::take(&mut lock().open);
+            let mut is_denied = judge();
+            all.retain(|(cut, way)| {
+                let stays = cut.is_open() && !is_denied(way);
+                if !stays {
+                    cut.cut();
+                }
+                stays
+            });
+            lock().open.append(&mut all);
+            if epoch() == began {
+                return;
+            }
+        }
+    }
 }
 
 // === impl Fabric ===
@@ -123,37 +145,21 @@ impl Fabric {
 
     /// Cuts the streams that would not be opened any more.
     pub(super) fn cut_denied(&self) {
-        let mut all = {
-            let mut all = self
-                .policy
-                .opened
-                .all
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut all.open)
-        };
-        let table = self.policy.table();
-        all.retain(|(cut, way)| {
-            if !cut.is_open() {
-                return false;
-            }
-            match self.decide(&table, way) {
-                Decision::Denied(direction, policy) => {
-                    self.denied(direction, &policy, way, CLOSED);
-                    cut.cut();
-                    false
+        let gate = &self.policy;
+        gate.opened.cut(
+            || gate.epoch(),
+            || {
+                let table = gate.table();
+                move |way: &Way| match self.decide(&table, way) {
+                    Decision::Denied(direction, policy) => {
+                        self.denied(direction, &policy, way, CLOSED);
+                        true
+                    }
+                    // What is not known is not taken back.
+                    Decision::Pass(_) | Decision::Wait(_) => false,
                 }
-                // What is not known is not taken back.
-                Decision::Pass(_) | Decision::Wait(_) => true,
-            }
-        });
-        let mut known = self
-            .policy
-            .opened
-            .all
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        known.open.append(&mut all);
+            },
+        );
     }
 }
 
@@ -184,5 +190,50 @@ impl Watched {
             }
             Decision::Pass(_) | Decision::Wait(_) => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::network::SocketError;
+    use crate::network::pipe::{self, Account, Budget};
+
+    #[tokio::test]
+    async fn what_one_looks_at_while_another_denies_it_is_looked_at_again() {
+        let account = || Account {
+            budget: Arc::new(Budget::new(1 << 16)),
+            slot: None,
+            load: None,
+            counted: None,
+        };
+        let (mut client, _server) = pipe::connection(account(), account());
+        let address: SocketAddr = "100.64.0.5:80".parse().unwrap();
+        let way = Way {
+            source: None,
+            from: address,
+            identity: None,
+            destination: None,
+            seen: address,
+            to: address,
+            protocol: Protocol::Tcp,
+        };
+        let (opened, epoch) = (Opened::default(), Cell::new(1));
+        opened.add(client.0.cut(), way);
+        opened.cut(
+            || epoch.get(),
+            || {
+                let began = epoch.get();
+                if began == 1 {
+                    // Decisions change, and who looks then finds nothing: the stream is in our hands.
+                    epoch.set(2);
+                    opened.cut(|| epoch.get(), || |_: &Way| unreachable!());
+                }
+                move |_: &Way| began == 2
+            },
+        );
+        assert_eq!(client.0.read().await, Some(Err(SocketError::Reset)));
     }
 }

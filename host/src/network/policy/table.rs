@@ -30,7 +30,7 @@ pub(crate) struct Peers {
     pub(crate) complete: bool,
 }
 
-/// What is kept of a Pod. Labels and ports are shared between the pods that have the same.
+/// What is kept of a Pod. Labels, ports and names of nodes are shared between the pods that have the same.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Peer {
     pub(crate) namespace: Arc<str>,
@@ -39,12 +39,15 @@ pub(crate) struct Peer {
     pub(crate) labels: Arc<Labels>,
     pub(crate) ports: Arc<[NamedPort]>,
     pub(crate) addresses: Box<[IpAddr]>,
+    /// `spec.nodeName`; empty before it is bound.
+    pub(crate) node: Arc<str>,
 }
 
 /// What many pods have in common.
 #[derive(Default)]
 pub(crate) struct Interned {
-    namespaces: HashSet<Arc<str>>,
+    /// Namespaces and nodes.
+    words: HashSet<Arc<str>>,
     labels: HashSet<Arc<Labels>>,
     ports: HashSet<Arc<[NamedPort]>>,
 }
@@ -144,6 +147,7 @@ impl Peers {
 impl Peer {
     pub(crate) fn of(pod: Pod, interned: &mut Interned) -> Self {
         let ports = named_ports(&pod);
+        let node = pod.spec.and_then(|spec| spec.node_name);
         let metadata = pod.metadata;
         let status = pod.status.unwrap_or_default();
         // What has ended has no address any more, whatever it says.
@@ -162,12 +166,13 @@ impl Peer {
         addresses.dedup();
         let text = |value: Option<String>| value.unwrap_or_default().into_boxed_str();
         Self {
-            namespace: interned.namespace(&metadata.namespace.unwrap_or_default()),
+            namespace: interned.word(&metadata.namespace.unwrap_or_default()),
             name: text(metadata.name),
             uid: text(metadata.uid),
             labels: interned.labels(metadata.labels.unwrap_or_default()),
             ports: interned.ports(ports),
             addresses: addresses.into_boxed_slice(),
+            node: interned.word(&node.unwrap_or_default()),
         }
     }
 
@@ -212,8 +217,8 @@ fn of_container(container: &Container) -> impl Iterator<Item = NamedPort> {
 // === impl Interned ===
 
 impl Interned {
-    fn namespace(&mut self, name: &str) -> Arc<str> {
-        intern(&mut self.namespaces, name, || Arc::from(name))
+    fn word(&mut self, word: &str) -> Arc<str> {
+        intern(&mut self.words, word, || Arc::from(word))
     }
 
     fn labels(&mut self, labels: Labels) -> Arc<Labels> {
@@ -233,7 +238,7 @@ impl Interned {
 
     /// Forgets what no pod has any more.
     pub(crate) fn prune(&mut self) {
-        self.namespaces.retain(|value| Arc::strong_count(value) > 1);
+        self.words.retain(|value| Arc::strong_count(value) > 1);
         self.labels.retain(|value| Arc::strong_count(value) > 1);
         self.ports.retain(|value| Arc::strong_count(value) > 1);
     }

@@ -1,5 +1,6 @@
 //! HTTP between pods: by name, by address, over sockets, with retries.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use http_body_util::StreamBody;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::network::http::strip_hop_by_hop;
@@ -266,8 +268,34 @@ async fn a_busy_pod_refuses_and_load_ends_with_the_body() {
     let streaming = client.http(get("http://hello/")).await.unwrap();
     let refused = client.http(get("http://hello/")).await.unwrap_err();
     assert!(matches!(refused, HttpError::NotReached(_)), "{refused}");
+    // Nor as bytes on a connection of its own.
+    let asked = async || {
+        let to = SocketAddr::from((slow.address(), 80));
+        let mut io = client.connect(to).await.unwrap().into_io();
+        io.write_all(b"GET / HTTP/1.1\r\nHost: hello\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut code = [0; 12];
+        io.read_exact(&mut code).await.unwrap();
+        (String::from_utf8(code.to_vec()).unwrap(), io)
+    };
+    assert_eq!(asked().await.0, "HTTP/1.1 503");
     drop(streaming);
-    assert!(client.http(get("http://hello/")).await.is_ok());
+    let (code, streaming) = asked().await;
+    assert_eq!(code, "HTTP/1.1 200");
+    let refused = client.http(get("http://hello/")).await.unwrap_err();
+    assert!(matches!(refused, HttpError::NotReached(_)), "{refused}");
+    let flows = network.flows();
+    assert_eq!(flows[0].answers, [0, 2, 0, 0, 0, 0], "both ways: {flows:?}");
+    drop(streaming);
+    let free = async {
+        while client.http(get("http://hello/")).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), free)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

@@ -14,12 +14,12 @@ use crate::network::{DnsConfig, Policy, ResolveError, SocketError};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
-const PODS: &str = "/api/v1/pods";
+pub(super) const PODS: &str = "/api/v1/pods";
 const NAMESPACES: &str = "/api/v1/namespaces";
 
-struct Cluster {
-    api: Api,
-    network: Network,
+pub(super) struct Cluster {
+    pub(super) api: Api,
+    pub(super) network: Network,
 }
 
 impl Cluster {
@@ -42,7 +42,7 @@ impl Cluster {
         cluster
     }
 
-    fn pod(&self, namespace: &str, name: &str) -> Arc<PodNetwork> {
+    pub(super) fn pod(&self, namespace: &str, name: &str) -> Arc<PodNetwork> {
         let labels = json!({"app": name});
         let identity = PodIdentity {
             namespace: namespace.to_owned(),
@@ -61,7 +61,7 @@ impl Cluster {
     }
 
     /// Applies a policy of `shop` and waits until it is in force.
-    async fn apply(&self, name: &str, spec: Value) {
+    pub(super) async fn apply(&self, name: &str, spec: Value) {
         let metadata = json!({"namespace": "shop", "name": name, "resourceVersion": "1"});
         self.api
             .put(POLICIES, json!({"metadata": metadata, "spec": spec}));
@@ -77,7 +77,7 @@ impl Cluster {
             .await;
     }
 
-    async fn in_force(&self, check: impl Fn(&crate::network::policy::Table) -> bool) {
+    pub(super) async fn in_force(&self, check: impl Fn(&crate::network::policy::Table) -> bool) {
         let settled = self.network.fabric.policy.in_force(check);
         tokio::time::timeout(DEADLINE, settled).await.unwrap();
     }
@@ -104,7 +104,7 @@ fn local() -> Network {
 }
 
 /// A pod that keeps what it accepts and answers each chunk with itself.
-fn echo(pod: &Arc<PodNetwork>, port: u16) {
+pub(super) fn echo(pod: &Arc<PodNetwork>, port: u16) {
     let mut listener = pod.listen(port, 8).unwrap();
     tokio::spawn(async move {
         while let Ok(mut stream) = listener.accept().await {
@@ -119,7 +119,7 @@ fn echo(pod: &Arc<PodNetwork>, port: u16) {
     });
 }
 
-fn at(pod: &PodNetwork, port: u16) -> SocketAddr {
+pub(super) fn at(pod: &PodNetwork, port: u16) -> SocketAddr {
     SocketAddr::from((pod.address(), port))
 }
 
@@ -130,7 +130,7 @@ async fn reaches(from: &PodNetwork, to: SocketAddr) -> Result<(), SocketError> {
     connected.map(drop)
 }
 
-fn only_from(app: &str) -> Value {
+pub(super) fn only_from(app: &str) -> Value {
     json!({"podSelector": {"matchLabels": {"app": "db"}},
         "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]})
 }
@@ -507,40 +507,5 @@ async fn a_socket_of_the_machine_reaches_no_guest_it_may_not() {
         .await;
     assert!(matches!(answer, Err(HttpError::Forbidden(_))), "{answer:?}");
     drop(TcpStream::connect("127.0.0.1:1").await);
-    cluster.network.shutdown(Duration::ZERO).await;
-}
-
-#[tokio::test]
-async fn a_pod_of_another_node_is_known_by_its_name_before_its_address_is() {
-    let cluster = Cluster::new().await;
-    let db = cluster.pod("shop", "db");
-    echo(&db, 5432);
-    cluster.apply("only-web", only_from("web")).await;
-    let connect = async |pod: &str| {
-        let identity = Arc::new(crate::network::identity::Identity {
-            namespace: "shop".to_owned(),
-            pod: pod.to_owned(),
-            ..Default::default()
-        });
-        let fabric = &cluster.network.fabric;
-        let mut caller = fabric.rim_from("100.64.64.2:4000".parse().unwrap());
-        caller.identity = Some(&identity);
-        fabric.connect(&caller, at(&db, 5432)).await.map(drop)
-    };
-    let labels = |app: &str| {
-        json!({"metadata": {"namespace": "shop", "name": format!("{app}-1"), "uid": app, "labels": {"app": app}, "resourceVersion": "1"},
-            "spec": {"containers": []}})
-    };
-    cluster.api.put(PODS, labels("api"));
-    let asked = connect("web-1");
-    // It comes while somebody waits for it.
-    cluster.api.put(PODS, labels("web"));
-    assert_eq!(asked.await, Ok(()));
-    assert_eq!(connect("api-1").await, Err(SocketError::Denied));
-    assert_eq!(
-        connect("nobody").await,
-        Err(SocketError::Denied),
-        "after a moment"
-    );
     cluster.network.shutdown(Duration::ZERO).await;
 }

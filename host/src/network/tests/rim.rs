@@ -493,3 +493,31 @@ async fn source_ranges_keep_others_out() {
     eventually(async || curl(address, GET).await.ok()).await;
     network.shutdown(Duration::ZERO).await;
 }
+
+#[tokio::test]
+async fn a_client_cannot_connect_through_us() {
+    let api = Api::new();
+    let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.7", "ports": [{"port": 80, "nodePort": free_port()}]});
+    api.put(SERVICES, service("web", spec));
+    let network = started(&api).await;
+    let (pod, _serving) = web(&network, "web");
+    api.put(SLICES, slice("web", json!({"port": 8080}), &[&pod]));
+    let address = network.listeners()[0].address.unwrap();
+    eventually(async || curl(address, GET).await.ok()).await;
+    let target = format!("{}:8080", pod.address());
+    let connect =
+        format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n");
+    let answer = curl(address, &connect).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    // As a stream of bytes from the node itself, or from a pod.
+    let mut io = network
+        .dial(target.parse().unwrap())
+        .await
+        .unwrap()
+        .into_io();
+    io.write_all(connect.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    io.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    network.shutdown(Duration::ZERO).await;
+}

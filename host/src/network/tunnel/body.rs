@@ -275,8 +275,11 @@ impl Sending {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.send.reserve_capacity(self.chunk.len());
         let Some(Ok(room)) = ready!(self.send.poll_capacity(cx)) else {
+            // The stream is gone. What was not read yet of a body that may be sent again belongs to it still.
             self.chunk = Bytes::new();
-            self.body = None;
+            if self.sent.is_none() {
+                self.body = None;
+            }
             return Poll::Ready(());
         };
         let part = self.chunk.split_to(room.min(self.chunk.len()));
@@ -344,5 +347,43 @@ impl http_body::Body for Again {
             hint.set_upper(upper + kept);
         }
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_of_which_not_all_was_sent_comes_back_whole_when_nobody_took_it() {
+        // More than h2 gives a stream before it is read, so that the first frame waits.
+        let frames = [vec![1; 100_000], vec![2; 10]];
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (mut client, connection) = h2::client::handshake(near).await.unwrap();
+        tokio::spawn(connection);
+        let (reset, mut wanted) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let mut server = h2::server::handshake(far).await.unwrap();
+            let (_request, mut respond) = server.accept().await.unwrap().unwrap();
+            let _closed = tokio::select! {
+                closed = server.accept() => closed,
+                _ = &mut wanted => None,
+            };
+            respond.send_reset(Reason::REFUSED_STREAM);
+            while server.accept().await.is_some() {}
+        });
+        let (answer, send) = client.send_request(Request::new(()), false).unwrap();
+        let body = futures::stream::iter(frames.clone().map(|frame| Ok(Frame::data(frame.into()))));
+        let mut sending = Sending::new(StreamBody::new(body).boxed_unsync(), send, 64 * 1024);
+        let waits = std::future::poll_fn(|cx| Poll::Ready(sending.poll(cx).is_pending()));
+        assert!(waits.await);
+        reset.send(()).unwrap();
+        assert!(answer.await.is_err());
+        std::future::poll_fn(|cx| sending.poll(cx)).await;
+        let back = sending.back().unwrap().collect().await.unwrap().to_bytes();
+        assert_eq!(back, frames.concat());
     }
 }

@@ -46,6 +46,7 @@ pub(crate) async fn send(
             request: ReturnedRequest::new(request),
         })
     };
+    serve::refuse_connect(&request)?;
     if caller.budget.is_overdrawn() {
         return refused(SocketError::TooMany, request);
     }

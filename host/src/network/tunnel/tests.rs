@@ -21,7 +21,7 @@ use crate::network::{self, Limits, Network, TunnelConfig};
 use crate::tls::{Certificates, NodeTls};
 
 /// A cluster's authority.
-pub(super) struct Authority {
+pub(crate) struct Authority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -41,7 +41,7 @@ pub(super) struct Cluster {
 // === impl Authority ===
 
 impl Authority {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -52,7 +52,7 @@ impl Authority {
         }
     }
 
-    pub(super) fn node(&self, name: &str) -> Arc<Certificates> {
+    pub(crate) fn node(&self, name: &str) -> Arc<Certificates> {
         self.certificates(name, &format!("system:node:{name}"), "system:nodes")
     }
 

@@ -17,6 +17,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Cluster, Host, eventually};
+use crate::network::http::Call;
 use crate::network::tests::{Guest, ask, get, pod, post, sliced, text, web};
 use crate::network::{
     Body, Hops, HttpError, HttpHandler, Network, PodIdentity, PodNetwork, Ports, Serving, serve,
@@ -444,4 +445,28 @@ async fn a_headless_name_leads_past_pods_that_nobody_reaches() {
     // The node itself is gone, and is known to be.
     cluster.hosts[1].network.shutdown(Duration::ZERO).await;
     asked().await;
+}
+
+#[tokio::test]
+async fn nobody_gets_to_say_the_tunnels_own_word() {
+    let cluster = Cluster::of(2);
+    let client = pod(&cluster.hosts[0].network, "client");
+    let (server, _serving) = web(&cluster.hosts[1].network, "server");
+    let to = SocketAddr::from((server.address(), 8080));
+    let connect = |authority: &str| {
+        let request = Request::connect(authority);
+        request.body(serve::empty()).unwrap()
+    };
+    let answer = client.http(connect(&to.to_string())).await;
+    assert!(matches!(answer, Err(HttpError::Invalid(_))), "{answer:?}");
+    // Whoever lets one pass: the tunnel does not.
+    let fabric = &cluster.hosts[0].network.fabric;
+    for authority in ["datagrams:1", "kind:1", &to.to_string()] {
+        let call = Call {
+            fabric,
+            caller: fabric.rim_from("192.0.2.7:4000".parse().unwrap()),
+        };
+        let answer = call.address(to, false, "server", connect(authority)).await;
+        assert!(matches!(answer, Err(HttpError::Invalid(_))), "{answer:?}");
+    }
 }

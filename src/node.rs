@@ -147,6 +147,7 @@ async fn start(
     tunnel.relay = Some(Arc::clone(&links) as _);
     let config = host::Config {
         bundled: bundled::guests(),
+        toolbox: Some(bundled::toolbox()),
         // The cluster gives it one.
         pod_cidr: None,
         endpoint: SocketAddr::new(args.address, args.port),

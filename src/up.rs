@@ -172,6 +172,7 @@ impl Cluster {
         .context("could not use the node's certificate")?;
         let config = host::Config {
             bundled: bundled::guests(),
+            toolbox: Some(bundled::toolbox()),
             endpoint: SocketAddr::new(listen, 0),
             address: Some(address),
             tunnel: Some(tunnel(args, api, &tls, &name)?),

@@ -18,6 +18,7 @@ mod backoff;
 pub(crate) mod context;
 mod downward;
 mod environment;
+mod ephemeral;
 pub(crate) mod events;
 pub(crate) mod exec;
 mod hooks;
@@ -143,14 +144,14 @@ impl Pods {
         }
     }
 
-    fn applied(&mut self, pod: Pod) {
+    fn applied(&mut self, mut pod: Pod) {
+        ephemeral::adopt(&mut pod);
         let Some(uid) = pod.metadata.uid.clone() else {
             return;
         };
         let known = self.workers.get(&uid).filter(|worker| !worker.is_closed());
         if let Some(worker) = known {
             // Its worker holds it as long as the pod lives: it keeps only what the worker does not know better.
-            let mut pod = pod;
             if let Some(status) = pod.status.take() {
                 pod.status = Some(publish::of_others(status));
             }

@@ -1,5 +1,6 @@
 //! The node against the real API server (memory store) and real guests: what a person sees of a pod.
 
+mod beside;
 mod containers;
 mod links;
 mod node;
@@ -17,6 +18,10 @@ const HELLO: &[u8] = include_bytes!("../../guests/built/hello-http.wasm");
 const SHOW: &[u8] = include_bytes!("../../guests/built/show.wasm");
 const CRASH: &[u8] = include_bytes!("../../guests/built/crash.wasm");
 const HOG: &[u8] = include_bytes!("../../guests/built/hog.wasm");
+const TOOLBOX: crate::Toolbox = crate::Toolbox {
+    component: include_bytes!("../../guests/built/toolbox.wasm"),
+    applets: include_str!("../../guests/toolbox/applets.txt"),
+};
 
 /// Compiling a guest in a debug build on a busy machine takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -65,11 +70,13 @@ impl World {
             ("show", SHOW),
             ("crash", CRASH),
             ("hog", HOG),
+            ("toolbox", TOOLBOX.component),
         ];
         let node = start(Config {
             bundled: bundled
                 .map(|(name, bytes)| (format!("guests.local/{name}"), bytes))
                 .to_vec(),
+            toolbox: Some(TOOLBOX),
             ..Config::new(
                 "n1".to_owned(),
                 self.data.path().join("node"),

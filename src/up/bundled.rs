@@ -45,6 +45,14 @@ pub(crate) fn guests() -> Vec<(String, &'static [u8])> {
         .collect()
 }
 
+/// What `kubectl exec` runs beside a container.
+pub(crate) fn toolbox() -> host::Toolbox {
+    host::Toolbox {
+        component: include_bytes!("../../guests/built/toolbox.wasm"),
+        applets: include_str!("../../guests/toolbox/applets.txt"),
+    }
+}
+
 /// The mirror map that every node begins with; what the user says comes before it.
 pub(crate) fn mirrors() -> Vec<(String, String)> {
     MIRRORS

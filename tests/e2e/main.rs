@@ -12,6 +12,7 @@ mod harness;
 #[path = "../shared/mod.rs"]
 mod shared;
 
+mod beside;
 mod clients;
 mod durability;
 mod joining;

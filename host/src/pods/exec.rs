@@ -37,6 +37,8 @@ pub(super) use stdin::{Interrupts, Screen, Stdin};
 
 /// After the process ended, a client may take so long for its last words.
 const LAST_WORDS: Duration = Duration::from_secs(30);
+/// The toolbox is compiled at its first use; probes and hooks wait so long for it.
+const COMPILING: Duration = Duration::from_secs(120);
 /// A client that has a terminal says at once how large it is.
 const FIRST_SIZE: Duration = Duration::from_millis(100);
 /// Most of a probe's or a hook's output that is kept, as upstream.
@@ -262,6 +264,14 @@ impl Shelf {
         command: &[String],
         limit: Duration,
     ) -> Result<(i32, String), ExecError> {
+        // A probe's time is its command's: the first one of a node must not fail because the toolbox is being compiled.
+        tokio::time::timeout(COMPILING, self.component())
+            .await
+            .unwrap_or_else(|_| {
+                Err(ExecError::Start {
+                    why: "the toolbox is still being compiled".to_owned(),
+                })
+            })?;
         let outlet = Outlet::new(EXEC);
         let output: Arc<dyn LogSink> = Arc::clone(&outlet) as _;
         let run = async {
@@ -320,7 +330,10 @@ impl Shelf {
             seconds: running.usage().cpu_nanos / 1_000_000_000,
             command: running.args().join(" "),
         }];
-        shown.extend(record.sessions().into_iter().map(|(pid, command)| Shown {
+        // `ps` shows itself.
+        let others = record.sessions().into_iter();
+        let others = others.filter(|(pid, _)| applet != "ps" || *pid != entry.pid());
+        shown.extend(others.map(|(pid, command)| Shown {
             pid,
             seconds: 0,
             command,
@@ -411,6 +424,8 @@ async fn ignore(mut resize: mpsc::Receiver<Size>) -> Infallible {
     std::future::pending().await
 }
 
+#[cfg(test)]
+mod sessions;
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;

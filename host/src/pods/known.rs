@@ -244,6 +244,14 @@ impl Record {
             .collect()
     }
 
+    /// A container that came later.
+    pub(super) fn add(&self, name: String) {
+        self.lock().push(Container {
+            name,
+            ..Container::default()
+        });
+    }
+
     pub(crate) fn update(&self, index: usize, change: impl FnOnce(&mut Container)) {
         if let Some(container) = self.lock().get_mut(index) {
             change(container);
@@ -258,6 +266,12 @@ impl Record {
         self.containers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
     }
 }
 

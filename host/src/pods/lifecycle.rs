@@ -181,6 +181,8 @@ pub(crate) enum Event {
     },
     /// The spec names another image.
     Replaced(usize),
+    /// The spec has more containers than before, the new ones last.
+    Grown(Rules),
     /// The pod cannot or may not go on: refused, evicted.
     Fail(Failure),
     /// The node is shutting down: as a failure, but no longer than `grace`.
@@ -395,6 +397,11 @@ impl State {
                         effects.push(Effect::Finalize);
                     }
                 }
+            }
+            Event::Grown(rules) => {
+                self.containers
+                    .resize_with(rules.containers.len(), Container::new);
+                self.rules = rules;
             }
             Event::Woke => {}
             container => self.apply_to_container(container, now, effects),

@@ -2,6 +2,8 @@
 
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodSpec, Probe, Volume};
 
+use super::ephemeral;
+
 /// Reason of a pod that was refused: `status.reason` and the Event.
 pub(crate) const REASON: &str = "Unsupported";
 
@@ -13,13 +15,24 @@ pub(crate) fn refusals(pod: &Pod) -> Vec<String> {
         for (index, container) in spec.init_containers.iter().flatten().enumerate() {
             refusals.container(&format!("spec.initContainers[{index}]"), container);
         }
-        for (index, container) in spec.containers.iter().enumerate() {
+        let (own, ephemeral) = ephemeral::split(spec);
+        for (index, container) in own.iter().enumerate() {
             refusals.container(&format!("spec.containers[{index}]"), container);
+        }
+        for (index, container) in ephemeral.iter().enumerate() {
+            refusals.container(&format!("spec.ephemeralContainers[{index}]"), container);
         }
         for (index, volume) in spec.volumes.iter().flatten().enumerate() {
             refusals.volume(&format!("spec.volumes[{index}]"), volume);
         }
     }
+    refusals.found
+}
+
+/// The same of one container that was added to a pod that runs.
+pub(crate) fn of_container(container: &Container) -> Vec<String> {
+    let mut refusals = Refusals::default();
+    refusals.container(&format!("container {}", container.name), container);
     refusals.found
 }
 
@@ -92,11 +105,6 @@ impl Refusals {
             "spec.shareProcessNamespace",
             SANDBOX,
         );
-        let ephemeral = spec
-            .ephemeral_containers
-            .as_ref()
-            .is_some_and(|list| !list.is_empty());
-        self.when(ephemeral, "spec.ephemeralContainers", NOT_YET);
         let claims = spec
             .resource_claims
             .as_ref()

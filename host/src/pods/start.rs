@@ -16,7 +16,7 @@ use super::known::Record;
 use super::lifecycle::Trouble;
 use super::logs::{self, Log};
 use super::sandbox::{self, Directories};
-use super::{hooks, objects, volumes};
+use super::{hooks, objects, refusal, toolbox, volumes};
 use crate::images::Image;
 use crate::network::{PodNetwork, Ports, Serving};
 use crate::runtime::{
@@ -89,6 +89,11 @@ pub(super) async fn start(job: Job) -> Result<Started, Trouble> {
     let Some(spec) = container(&job.pod, job.container) else {
         return Err(config_error("the container is gone from the spec"));
     };
+    // Those that were there when the pod came are known to be honoured; one that was added since is looked at now.
+    let refused = refusal::of_container(spec);
+    if !refused.is_empty() {
+        return Err(config_error(refused.join("; ")));
+    }
     let environment = environment(&job, spec).await?;
     let component = component(&job, spec).await?;
     let log_directory = log_directory(&job.context, &job.pod);
@@ -172,6 +177,9 @@ async fn environment(job: &Job, spec: &Container) -> Result<Vec<(String, String)
     if !environment.iter().any(|(name, _)| name == "HOSTNAME") {
         environment.push(("HOSTNAME".to_owned(), sandbox::hostname(&job.pod)));
     }
+    if spec.tty == Some(true) && !environment.iter().any(|(name, _)| name == "TERM") {
+        environment.push(("TERM".to_owned(), toolbox::TERM.to_owned()));
+    }
     Ok(environment)
 }
 
@@ -218,11 +226,11 @@ fn workload(
         .map(|mounted| mount(mounted, &job.directories))
         .collect::<Result<Vec<Mount>, Trouble>>()?;
     let shelf = job.context.known.shelf();
-    let toolbox = shelf.is_some_and(|shelf| shelf.is(&job.image.digest));
+    let is_toolbox = shelf.is_some_and(|shelf| shelf.is(&job.image.digest));
     let (program, rest) = match job.image.entrypoint.split_first() {
         Some((program, rest)) => (program.as_str(), rest),
         // What images of such tools do by default.
-        None if toolbox => ("sh", &[][..]),
+        None if is_toolbox => ("sh", &[][..]),
         None => (spec.name.as_str(), &[][..]),
     };
     let mut args = environment::arguments(spec, program, &environment);
@@ -233,7 +241,7 @@ fn workload(
     }
     let terminal = spec.tty == Some(true);
     let stdin = (spec.stdin == Some(true)).then(|| {
-        let interrupts = if toolbox {
+        let interrupts = if is_toolbox {
             exec::interrupts(&args)
         } else {
             Interrupts::End

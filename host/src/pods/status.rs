@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use types::condition;
 
+use super::ephemeral;
 use super::lifecycle::{
     Container, Deletion, Exit, Failure, Memory, Phase, Role, Stage, State, Trouble,
 };
@@ -61,6 +62,8 @@ pub(crate) fn status(
         })
         .collect();
     let (init, main) = statuses.split_at(init_count.min(statuses.len()));
+    let own = ephemeral::split(spec).0.len();
+    let (main, debugging) = main.split_at(own.min(main.len()));
     let mut conditions = previous.conditions.clone().unwrap_or_default();
     for condition in own_conditions(pod, state, init, main, facts, &conditions, now) {
         condition::set(&mut conditions, condition);
@@ -75,6 +78,7 @@ pub(crate) fn status(
         conditions: Some(conditions),
         container_statuses: Some(main.to_vec()),
         init_container_statuses: (init_count > 0).then(|| init.to_vec()),
+        ephemeral_container_statuses: (!debugging.is_empty()).then(|| debugging.to_vec()),
         host_ip: Some(facts.host_ip.clone()),
         host_ips: Some(vec![HostIP {
             ip: facts.host_ip.clone(),
@@ -162,6 +166,8 @@ impl View<'_> {
             }
             _ => (false, false),
         };
+        // Nobody waits for one that is added to look around.
+        let ephemeral = self.state.rules.containers[self.index].role == Role::Ephemeral;
         let restarts = container.instances.saturating_sub(1);
         let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
         let id = |instance: u32| format!("wasmtime://{uid}.{}.{instance}", spec.name);
@@ -182,8 +188,8 @@ impl View<'_> {
             image: spec.image.clone().unwrap_or_default(),
             image_id: facts.image_ids.get(self.index).cloned().unwrap_or_default(),
             container_id: (container.instances > 0).then(|| id(restarts)),
-            started: Some(started),
-            ready,
+            started: (!ephemeral).then_some(started),
+            ready: ready && !ephemeral,
             restart_count: i32::try_from(restarts).unwrap_or(i32::MAX),
             state: Some(match &container.phase {
                 Phase::Running { since, .. } | Phase::Stopping { since, .. } => ContainerState {
@@ -230,7 +236,7 @@ impl View<'_> {
                 .rules
                 .containers
                 .iter()
-                .any(|rules| rules.role != Role::Main)
+                .any(|rules| matches!(rules.role, Role::Init | Role::Sidecar))
                 && !(self.state.initialized || self.is_turn(phase)) =>
             {
                 ("PodInitializing", String::new())
@@ -403,7 +409,8 @@ pub(crate) fn recall(pod: &Pod) -> Vec<Memory> {
                 .init_container_statuses
                 .iter()
                 .flatten()
-                .chain(status.container_statuses.iter().flatten());
+                .chain(status.container_statuses.iter().flatten())
+                .chain(status.ephemeral_container_statuses.iter().flatten());
             let mut known = known.filter(|status| status.name == container.name);
             known.next().map(recall_container).unwrap_or_default()
         })
@@ -423,7 +430,8 @@ pub(crate) fn recalled_images(pod: &Pod) -> Vec<String> {
                 .init_container_statuses
                 .iter()
                 .flatten()
-                .chain(status.container_statuses.iter().flatten());
+                .chain(status.container_statuses.iter().flatten())
+                .chain(status.ephemeral_container_statuses.iter().flatten());
             let mut known = known.filter(|status| status.name == container.name);
             known
                 .next()

@@ -41,13 +41,8 @@ impl Teller {
     }
 
     fn container(&self, at: &At<'_>, severity: Severity, reason: &'static str, message: String) {
-        let list = if at.init {
-            "initContainers"
-        } else {
-            "containers"
-        };
         self.tell(
-            Some(format!("spec.{list}{{{}}}", at.spec.name)),
+            Some(format!("spec.{}{{{}}}", at.list, at.spec.name)),
             severity,
             reason,
             message,
@@ -185,7 +180,8 @@ impl Teller {
 /// Which container is meant.
 pub(super) struct At<'a> {
     pub(super) spec: &'a Container,
-    pub(super) init: bool,
+    /// Where it stands in the spec: `initContainers`.
+    pub(super) list: &'static str,
 }
 
 impl At<'_> {

@@ -16,6 +16,8 @@ use crate::runtime::{Component, Mount, Running, Runtime};
 /// Sessions on this node at the same time; `Record` bounds those of one pod.
 const SESSIONS: usize = 256;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What a terminal is taken for, as upstream's runtimes do.
+pub(super) const TERM: &str = "xterm";
 /// Where the generated files are seen.
 const ETC: &str = "/etc";
 
@@ -160,13 +162,15 @@ pub(super) fn environment(
     unless_set("HOSTNAME", hostname.to_owned());
     unless_set("HOME", "/".to_owned());
     if tty {
-        unless_set("TERM", "xterm".to_owned());
+        unless_set("TERM", TERM.to_owned());
     }
     if let Some(size) = size {
         unless_set("COLUMNS", size.width.to_string());
         unless_set("LINES", size.height.to_string());
     }
-    environment.retain(|(name, _)| name != "CORACLE_PS");
+    // What a container has because it has a terminal is not for a session without one.
+    environment
+        .retain(|(name, value)| name != "CORACLE_PS" && (tty || name != "TERM" || value != TERM));
     environment.push(("CORACLE_PS".to_owned(), table(processes)));
     environment
 }

@@ -29,7 +29,7 @@ use super::sandbox::Directories;
 use super::start::{Started, container, log_directory};
 use super::status::{self, Facts};
 use super::tell::{At, Teller};
-use super::{objects, publish, refusal};
+use super::{ephemeral, objects, publish, refusal};
 use crate::images::{self, Image, Origin};
 use crate::network::{PodNetwork, Serving};
 use crate::runtime::{Component, Running};
@@ -575,12 +575,16 @@ impl Worker {
 
 /// Where the container stands in its pod, for Events.
 fn at<'a>(pod: &Pod, index: usize, spec: &'a Container) -> At<'a> {
-    let spec_of_pod = pod.spec.as_ref();
-    let init = spec_of_pod.and_then(|spec| spec.init_containers.as_ref());
-    At {
-        spec,
-        init: index < init.map_or(0, Vec::len),
-    }
+    let (init, main) = pod.spec.as_ref().map_or((0, 0), |spec| {
+        let init = spec.init_containers.as_ref().map_or(0, Vec::len);
+        (init, ephemeral::split(spec).0.len())
+    });
+    let list = match index {
+        _ if index < init => "initContainers",
+        _ if index < init + main => "containers",
+        _ => "ephemeralContainers",
+    };
+    At { spec, list }
 }
 
 #[cfg(test)]

@@ -71,12 +71,12 @@ impl Discipline {
             }
             0x03 => {
                 self.line.clear();
-                heard.echo.extend_from_slice(b"^C\r\n");
+                heard.echo.extend_from_slice(b"^C");
                 heard.acts.push(Act::Interrupt);
             }
             0x1c => {
                 self.line.clear();
-                heard.echo.extend_from_slice(b"^\\\r\n");
+                heard.echo.extend_from_slice(b"^\\");
                 heard.acts.push(Act::Quit);
             }
             0x04 if self.line.is_empty() => heard.acts.push(Act::End),
@@ -211,17 +211,17 @@ mod tests {
 
     #[test]
     fn control_keys_do_what_a_terminal_does() {
-        check(b"ab\x03c\r", "!c\n", "ab^C\r\nc\r\n");
+        check(b"ab\x03c\r", "!c\n", "ab^Cc\r\n");
         check(b"\x04", "$", "");
         check(b"ab\x04", "ab", "ab");
-        check(b"ab\x1c", "Q", "ab^\\\r\n");
+        check(b"ab\x1c", "Q", "ab^\\");
         check(b"ab\x12\r", "ab\n", "ab^R\r\nab\r\n");
     }
 
     #[test]
     fn keys_that_send_sequences_are_swallowed() {
         check(b"a\x1b[A\x1b[1;5Cb\x1bOP\r", "ab\n", "ab\r\n");
-        check(b"\x1b\x03", "!", "^C\r\n");
+        check(b"\x1b\x03", "!", "^C");
         let mut split = Discipline::default();
         split.hear(b"\x1b");
         split.hear(b"[");

@@ -34,7 +34,8 @@ impl Container {
                 finished_at: now,
                 instance: memory.instances.saturating_sub(1),
             };
-            if rules.role != Role::Main || rules.restart.restarts_after(exit.code) {
+            let again = matches!(rules.role, Role::Init | Role::Sidecar);
+            if again || rules.restart.restarts_after(exit.code) {
                 container.last = Some(exit);
             } else {
                 container.phase = Phase::Exited(exit);
@@ -42,7 +43,10 @@ impl Container {
             return container;
         }
         match memory.last {
-            Some(exit) if rules.role == Role::Main && !rules.restart.restarts_after(exit.code) => {
+            Some(exit)
+                if matches!(rules.role, Role::Main | Role::Ephemeral)
+                    && !rules.restart.restarts_after(exit.code) =>
+            {
                 container.phase = Phase::Exited(exit);
             }
             last => container.last = last,
@@ -243,6 +247,11 @@ impl State {
     /// Whose turn is it? Called while the pod is active.
     pub(super) fn run(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         for index in 0..self.containers.len() {
+            if self.rules.containers[index].role == Role::Ephemeral {
+                self.drive(index, now, effects);
+            }
+        }
+        for index in 0..self.containers.len() {
             let role = self.rules.containers[index].role;
             if role == Role::Main && !self.initialized {
                 self.initialized = true;
@@ -271,6 +280,7 @@ impl State {
                     }
                 }
                 Role::Main => self.drive(index, now, effects),
+                Role::Ephemeral => {}
             }
         }
         let mut main = self

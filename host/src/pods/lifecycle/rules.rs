@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 
+use crate::pods::ephemeral;
+
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
-    /// Init containers in order, then the main ones.
+    /// Init containers in order, then the main ones, then the ephemeral ones.
     pub(crate) containers: Vec<ContainerRules>,
     pub(crate) grace: Duration,
     pub(crate) active_deadline: Option<Duration>,
@@ -27,6 +29,8 @@ pub(crate) enum Role {
     /// A restartable init container: runs beside all later ones.
     Sidecar,
     Main,
+    /// Added while the pod lives; started at once and once, nothing waits for it.
+    Ephemeral,
 }
 
 /// A year.
@@ -47,9 +51,7 @@ impl Rules {
         let init = spec
             .and_then(|spec| spec.init_containers.as_deref())
             .unwrap_or_default();
-        let main = spec
-            .map(|spec| spec.containers.as_slice())
-            .unwrap_or_default();
+        let (main, ephemeral) = spec.map(ephemeral::split).unwrap_or_default();
         let containers = init
             .iter()
             .map(|container| ContainerRules::init(container, policy))
@@ -57,6 +59,9 @@ impl Rules {
                 main.iter()
                     .map(|container| ContainerRules::main(container, policy)),
             )
+            .chain(ephemeral.iter().map(|container| {
+                ContainerRules::of(container, Role::Ephemeral, RestartPolicy::Never)
+            }))
             .collect();
         Rules {
             containers,

@@ -17,6 +17,7 @@ fn rules(roles: &[Role], restart: RestartPolicy) -> Rules {
                 role: *role,
                 restart: match role {
                     Role::Sidecar => RestartPolicy::Always,
+                    Role::Ephemeral => RestartPolicy::Never,
                     Role::Init if restart == RestartPolicy::Always => RestartPolicy::OnFailure,
                     _ => restart,
                 },
@@ -238,6 +239,34 @@ fn after_a_restart_of_the_node_running_containers_come_back_as_restarts() {
     assert!(matches!(state.containers[0].phase, Phase::Exited(_)));
 }
 
+#[test]
+fn an_ephemeral_container_starts_at_once_and_only_once_and_nobody_waits_for_it() {
+    let rules_of = |roles: &[Role]| rules(roles, RestartPolicy::Always);
+    let roles = [Role::Init, Role::Main, Role::Ephemeral];
+    let (state, _) = new(rules_of(&roles[..2]), at(0));
+    let (state, effects) = next(state, Event::Prepared, at(0));
+    assert_eq!(effects, [Effect::Pull(0)]);
+    let (state, effects) = next(state, Event::Grown(rules_of(&roles)), at(1));
+    assert_eq!(
+        effects,
+        [Effect::Pull(2)],
+        "though the pod is not initialized"
+    );
+    let (state, _) = next(state, Event::Pulled(2), at(1));
+    let (state, _) = next(state, Event::Started(2), at(1));
+    let (state, effects) = next(state, exit(2, 1), at(2));
+    assert!(effects.is_empty());
+    assert!(matches!(state.containers[2].phase, Phase::Exited(_)));
+    let memory = Memory {
+        instances: 1,
+        last: None,
+        was_running: true,
+    };
+    let memories = vec![Memory::default(), Memory::default(), memory];
+    let (state, _) = resume(rules_of(&roles), memories, at(0), at(9));
+    assert!(matches!(state.containers[2].phase, Phase::Exited(_)));
+}
+
 /// What the outside world does next.
 #[derive(Clone, Debug)]
 enum Step {
@@ -423,10 +452,11 @@ fn event(step: Step, world: &mut World, now: &mut i64, containers: usize) -> Opt
 }
 
 fn roles() -> impl Strategy<Value = Vec<Role>> {
-    (0..2usize, 0..2usize, 1..3usize).prop_map(|(init, sidecars, main)| {
+    (0..2usize, 0..2usize, 1..3usize, 0..2usize).prop_map(|(init, sidecars, main, ephemeral)| {
         let mut roles = vec![Role::Init; init];
         roles.extend(vec![Role::Sidecar; sidecars]);
         roles.extend(vec![Role::Main; main]);
+        roles.extend(vec![Role::Ephemeral; ephemeral]);
         roles
     })
 }
@@ -448,8 +478,8 @@ proptest! {
         let mut started: Vec<u32> = vec![0; roles.len()];
         for step in steps {
             let Some(event) = event(step, &mut world, &mut now, roles.len()) else { continue };
-            let replaced = matches!(event, Event::Replaced(_)) && policy == RestartPolicy::Never;
-            if replaced { continue }
+            let never = |index: usize| rules.containers[index].restart == RestartPolicy::Never;
+            if matches!(event, Event::Replaced(index) if never(index)) { continue }
             let effects;
             (state, effects) = next(state, event, at(now));
             world.ending = !matches!(state.stage, Stage::Preparing { .. } | Stage::Active);

@@ -6,13 +6,15 @@ use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use types::quantity::Quantity;
 
+use crate::pods::ephemeral;
+
 /// `Guaranteed`: every container limits CPU and memory and requests as much; `BestEffort`: nobody says anything.
 pub(crate) fn qos_class(spec: &PodSpec) -> &'static str {
     let containers = || {
         spec.init_containers
             .iter()
             .flatten()
-            .chain(&spec.containers)
+            .chain(ephemeral::split(spec).0)
     };
     if containers().all(says_nothing) {
         "BestEffort"

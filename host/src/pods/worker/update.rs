@@ -6,10 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
-use super::{QUIET_UPKEEP, UPKEEP, Worker};
+use super::{QUIET_UPKEEP, Slot, UPKEEP, Worker};
 use crate::pods::context::now;
 use crate::pods::events::Severity;
-use crate::pods::lifecycle::{self, Deletion, Event, Failure};
+use crate::pods::lifecycle::{self, Deletion, Event, Failure, Rules};
 use crate::pods::start::container;
 use crate::pods::{publish, sandbox, status, volumes};
 
@@ -81,6 +81,7 @@ impl Worker {
                 self.step(Event::Replaced(index));
             }
         }
+        self.grow();
         self.adopt_conditions();
         self.notice_contradiction();
         let changed = old.metadata.generation != self.pod.metadata.generation
@@ -92,6 +93,21 @@ impl Worker {
         if changed {
             self.dirty.get_or_insert_with(now);
         }
+    }
+
+    /// Ephemeral containers were added.
+    fn grow(&mut self) {
+        let rules = Rules::of(&self.pod);
+        if rules.containers.len() <= self.slots.len() || self.refused {
+            return;
+        }
+        for index in self.slots.len()..rules.containers.len() {
+            let name = container(&self.pod, index).map(|spec| spec.name.clone());
+            self.record.add(name.unwrap_or_default());
+            self.slots.push(Slot::default());
+            self.facts.image_ids.push(String::new());
+        }
+        self.step(Event::Grown(rules));
     }
 
     /// While nothing was heard of this node, its pods were marked as not ready. It knows better: what the API says since

@@ -5,7 +5,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::certificates::{CSRS, csr};
-use crate::support::{DEPLOYMENTS, World, configmap, deployment};
+use crate::support::{CONFIGMAPS, DEPLOYMENTS, World, configmap, deployment};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const NODES: &str = "/api/v1/nodes";
@@ -68,207 +68,117 @@ fn eviction(pod: &str) -> Value {
     json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}})
 }
 
-#[tokio::test]
-async fn a_node_writes_what_is_its_own_and_nothing_else() {
-    let world = World::start().await;
-    let [own, other] = furnish(&world).await;
-    let labels = |label: &str| json!({"metadata": {"labels": {(label): "x"}}});
-    let taint = json!({"spec": {"taints": [{"key": "k", "effect": "NoSchedule"}]}});
-    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
-    let n1 = world.get(&format!("{NODES}/n1")).await.expect(200).json();
+/// Method, path, body, and the code that answers it.
+type Row = (Method, String, Option<Value>, u16);
+
+fn label(label: &str) -> Value {
+    json!({"metadata": {"labels": {(label): "x"}}})
+}
+
+fn ready() -> Value {
+    json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}})
+}
+
+#[rustfmt::skip]
+fn pods(n1: &Value) -> Vec<Row> {
     let mirror = |node: &str| {
         json!({"metadata": {"name": format!("mirror-{node}"), "annotations": {"kubernetes.io/config.mirror": "x"},
             "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": n1["metadata"]["uid"], "controller": true}]},
             "spec": {"nodeName": node, "containers": [{"name": "c", "image": "x"}]}})
     };
+    let binding = json!({"metadata": {"name": "own"}, "target": {"name": "n1"}});
+    vec![
+        (Method::PATCH, format!("{PODS}/own/status"), Some(ready()), 200),
+        (Method::PATCH, format!("{PODS}/other/status"), Some(ready()), 403),
+        (Method::PATCH, format!("{PODS}/own/status"), Some(label("app")), 403),
+        (Method::PATCH, format!("{PODS}/own"), Some(label("x")), 403),
+        (Method::POST, PODS.to_owned(), Some(pod("new", "n1")), 403),
+        (Method::POST, PODS.to_owned(), Some(mirror("n1")), 201),
+        (Method::POST, PODS.to_owned(), Some(mirror("n2")), 403),
+        (Method::DELETE, format!("{PODS}/other"), None, 403),
+        (Method::POST, format!("{PODS}/other/eviction"), Some(eviction("other")), 403),
+        (Method::POST, format!("{PODS}/own/binding"), Some(binding), 403),
+        (Method::GET, PODS.to_owned(), None, 200),
+    ]
+}
+
+#[rustfmt::skip]
+fn nodes() -> Vec<Row> {
+    let taint = json!({"spec": {"taints": [{"key": "k", "effect": "NoSchedule"}]}});
     let lease = json!({"spec": {"holderIdentity": "n1"}});
+    vec![
+        (Method::POST, NODES.to_owned(), Some(named("n3")), 403),
+        (Method::PATCH, format!("{NODES}/n1/status"), Some(ready()), 200),
+        (Method::PATCH, format!("{NODES}/n2/status"), Some(ready()), 403),
+        (Method::PATCH, format!("{NODES}/n1"), Some(label("example.com/x")), 200),
+        (Method::PATCH, format!("{NODES}/n2"), Some(label("example.com/x")), 403),
+        (Method::PATCH, format!("{NODES}/n1"), Some(label("node-restriction.kubernetes.io/x")), 403),
+        (Method::PATCH, format!("{NODES}/n1"), Some(label("node-role.kubernetes.io/x")), 403),
+        (Method::PATCH, format!("{NODES}/n1/status"), Some(label("node-restriction.kubernetes.io/x")), 403),
+        (Method::PATCH, format!("{NODES}/n1"), Some(taint.clone()), 403),
+        (Method::PATCH, format!("{NODES}/n2"), Some(taint), 403),
+        (Method::DELETE, format!("{NODES}/n1"), None, 403),
+        (Method::DELETE, format!("{NODES}/n2"), None, 403),
+        (Method::PATCH, format!("{LEASES}/n1"), Some(lease.clone()), 200),
+        (Method::PATCH, format!("{LEASES}/n2"), Some(lease), 403),
+        (Method::POST, LEASES.to_owned(), Some(named("n3")), 403),
+        (Method::GET, LEASES.to_owned(), None, 403),
+        (Method::POST, LEASES.replace("node-lease", "system"), Some(named("n1")), 403),
+        (Method::DELETE, format!("{LEASES}/n2"), None, 403),
+    ]
+}
+
+/// Secrets, tokens, certificates, and what has nothing to do with nodes.
+#[rustfmt::skip]
+fn others([own, other]: &[String; 2]) -> Vec<Row> {
     let event = json!({"metadata": {"name": "e", "namespace": "default"}, "reason": "R",
         "involvedObject": {"kind": "Pod", "namespace": "default", "name": "own"}});
-    let name = |name: &str| format!("system:node:{name}");
-    let ask = |at: &str, cn: &str| csr(at, CLIENT, (&name(cn), "system:nodes"), &[]);
-    let (get, post, patch, delete) = (Method::GET, Method::POST, Method::PATCH, Method::DELETE);
-    for (method, path, body, code) in [
-        // Pods.
-        (
-            &patch,
-            format!("{PODS}/own/status"),
-            Some(ready.clone()),
-            200,
-        ),
-        (
-            &patch,
-            format!("{PODS}/other/status"),
-            Some(ready.clone()),
-            403,
-        ),
-        (
-            &patch,
-            format!("{PODS}/own/status"),
-            Some(labels("app")),
-            403,
-        ),
-        (&patch, format!("{PODS}/own"), Some(labels("x")), 403),
-        (&post, PODS.to_owned(), Some(pod("new", "n1")), 403),
-        (&post, PODS.to_owned(), Some(mirror("n1")), 201),
-        (&post, PODS.to_owned(), Some(mirror("n2")), 403),
-        (&delete, format!("{PODS}/other"), None, 403),
-        (
-            &post,
-            format!("{PODS}/other/eviction"),
-            Some(eviction("other")),
-            403,
-        ),
-        (
-            &post,
-            format!("{PODS}/own/binding"),
-            Some(json!({"metadata": {"name": "own"}, "target": {"name": "n1"}})),
-            403,
-        ),
-        (&get, PODS.to_owned(), None, 200),
-        // Nodes.
-        (&post, NODES.to_owned(), Some(named("n3")), 403),
-        (
-            &patch,
-            format!("{NODES}/n1/status"),
-            Some(ready.clone()),
-            200,
-        ),
-        (&patch, format!("{NODES}/n2/status"), Some(ready), 403),
-        (
-            &patch,
-            format!("{NODES}/n1"),
-            Some(labels("example.com/x")),
-            200,
-        ),
-        (
-            &patch,
-            format!("{NODES}/n2"),
-            Some(labels("example.com/x")),
-            403,
-        ),
-        (
-            &patch,
-            format!("{NODES}/n1"),
-            Some(labels("node-restriction.kubernetes.io/x")),
-            403,
-        ),
-        (
-            &patch,
-            format!("{NODES}/n1"),
-            Some(labels("node-role.kubernetes.io/x")),
-            403,
-        ),
-        (
-            &patch,
-            format!("{NODES}/n1/status"),
-            Some(labels("node-restriction.kubernetes.io/x")),
-            403,
-        ),
-        (&patch, format!("{NODES}/n1"), Some(taint.clone()), 403),
-        (&patch, format!("{NODES}/n2"), Some(taint), 403),
-        (&delete, format!("{NODES}/n1"), None, 403),
-        (&delete, format!("{NODES}/n2"), None, 403),
-        // Leases.
-        (&patch, format!("{LEASES}/n1"), Some(lease.clone()), 200),
-        (&patch, format!("{LEASES}/n2"), Some(lease.clone()), 403),
-        (&post, LEASES.to_owned(), Some(named("n3")), 403),
-        (&get, LEASES.to_owned(), None, 403),
-        (
-            &post,
-            LEASES.replace("node-lease", "system"),
-            Some(named("n1")),
-            403,
-        ),
-        (&delete, format!("{LEASES}/n2"), None, 403),
-        // What its pods refer to.
-        (&get, format!("{SECRETS}/own"), None, 200),
-        (&get, format!("{SECRETS}/other"), None, 403),
-        (&get, SECRETS.to_owned(), None, 403),
-        (&patch, format!("{SECRETS}/own"), Some(labels("x")), 403),
-        (
-            &get,
-            "/api/v1/namespaces/default/configmaps/unused".to_owned(),
-            None,
-            403,
-        ),
-        (
-            &post,
-            "/api/v1/namespaces/default/configmaps".to_owned(),
-            Some(configmap("c")),
-            403,
-        ),
-        // Tokens.
-        (
-            &post,
-            format!("{ACCOUNTS}/robot/token"),
-            Some(token("own", &own)),
-            201,
-        ),
-        (
-            &post,
-            format!("{ACCOUNTS}/robot/token"),
-            Some(token("other", &other)),
-            403,
-        ),
-        (
-            &post,
-            format!("{ACCOUNTS}/robot/token"),
-            Some(token("own", "another")),
-            403,
-        ),
-        (
-            &post,
-            format!("{ACCOUNTS}/robot/token"),
-            Some(json!({"spec": {}})),
-            403,
-        ),
-        (
-            &post,
-            format!("{ACCOUNTS}/default/token"),
-            Some(token("own", &own)),
-            403,
-        ),
-        // Certificates, and the rest.
-        (&post, CSRS.to_owned(), Some(ask("mine", "n1")), 201),
-        (&post, CSRS.to_owned(), Some(ask("theirs", "n2")), 403),
-        (
-            &post,
-            "/api/v1/namespaces/default/events".to_owned(),
-            Some(event),
-            201,
-        ),
-        (&post, DEPLOYMENTS.to_owned(), Some(deployment("d")), 403),
+    let ask = |name: &str, node: &str| {
+        let subject = format!("system:node:{node}");
+        csr(name, CLIENT, (&subject, "system:nodes"), &[])
+    };
+    vec![
+        (Method::GET, format!("{SECRETS}/own"), None, 200),
+        (Method::GET, format!("{SECRETS}/other"), None, 403),
+        (Method::GET, SECRETS.to_owned(), None, 403),
+        (Method::PATCH, format!("{SECRETS}/own"), Some(label("x")), 403),
+        (Method::GET, format!("{CONFIGMAPS}/unused"), None, 403),
+        (Method::POST, CONFIGMAPS.to_owned(), Some(configmap("c")), 403),
+        (Method::POST, format!("{ACCOUNTS}/robot/token"), Some(token("own", own)), 201),
+        (Method::POST, format!("{ACCOUNTS}/robot/token"), Some(token("other", other)), 403),
+        (Method::POST, format!("{ACCOUNTS}/robot/token"), Some(token("own", "another")), 403),
+        (Method::POST, format!("{ACCOUNTS}/robot/token"), Some(json!({"spec": {}})), 403),
+        (Method::POST, format!("{ACCOUNTS}/default/token"), Some(token("own", own)), 403),
+        (Method::POST, CSRS.to_owned(), Some(ask("mine", "n1")), 201),
+        (Method::POST, CSRS.to_owned(), Some(ask("theirs", "n2")), 403),
+        (Method::POST, "/api/v1/namespaces/default/events".to_owned(), Some(event), 201),
+        (Method::POST, DEPLOYMENTS.to_owned(), Some(deployment("d")), 403),
         // Last: its own pod goes.
-        (
-            &post,
-            format!("{PODS}/own/eviction"),
-            Some(eviction("own")),
-            201,
-        ),
-        (
-            &delete,
-            format!("{PODS}/own"),
-            Some(json!({"gracePeriodSeconds": 0})),
-            200,
-        ),
-    ] {
-        let answer = world
-            .ask(&node("n1"), method.clone(), &path, body.as_ref())
-            .await;
-        let said = answer.status.as_u16();
-        assert_eq!(said, code, "{method} {path} {body:?}: {}", answer.text);
+        (Method::POST, format!("{PODS}/own/eviction"), Some(eviction("own")), 201),
+        (Method::DELETE, format!("{PODS}/own"), Some(json!({"gracePeriodSeconds": 0})), 200),
+    ]
+}
+
+#[tokio::test]
+async fn a_node_writes_what_is_its_own_and_nothing_else() {
+    let world = World::start().await;
+    let uids = furnish(&world).await;
+    let n1 = world.get(&format!("{NODES}/n1")).await.expect(200).json();
+    let all = [pods(&n1), nodes(), others(&uids)];
+    for (method, path, body, code) in all.into_iter().flatten() {
+        let asked = format!("{method} {path} {body:?}");
+        let answer = world.ask(&node("n1"), method, &path, body.as_ref()).await;
+        assert_eq!(answer.status.as_u16(), code, "{asked}: {}", answer.text);
     }
-    let left = world.get(&format!("{PODS}/other")).await.expect(200).json();
+    let left = world.get(&format!("{PODS}/other")).await;
+    let left = left.expect(200).json();
     let conditions = left["status"]["conditions"].to_string();
     assert!(
         !conditions.contains("DisruptionTarget"),
         "marked though refused: {conditions}"
     );
-    let budget = world
-        .get(&format!("{BUDGETS}/other"))
-        .await
-        .expect(200)
-        .json();
+    let budget = world.get(&format!("{BUDGETS}/other")).await;
+    let budget = budget.expect(200).json();
     assert_eq!(
         budget["status"]["disruptionsAllowed"], 1,
         "taken though refused"

@@ -24,7 +24,7 @@ impl Context {
     pub fn from_outside() -> Self {
         let env: BTreeMap<_, _> = std::env::vars().collect();
         Self {
-            name: String::new(),
+            name: "toolbox".to_owned(),
             env,
             cwd: files::absolute("/", &os::initial_cwd().unwrap_or_else(|| "/".to_owned())),
             stdin: Input::outside(),

@@ -24,17 +24,21 @@ fn main() {
     os::exit(code);
 }
 
-/// Runs the applet that `name` means. Under any other name (`toolbox`, `busybox`) the first argument says it; without
-/// one this is `sh`, as the image busybox does.
-fn call(context: &mut Context, name: &str, args: Vec<String>) -> i32 {
+/// Runs the applet that `name` means. As `toolbox` or `busybox` the first argument says it; without one this is `sh`,
+/// as the image busybox does. Any other name is a command: a script that is mounted, or nothing that is here.
+fn call(context: &mut Context, name: &str, mut args: Vec<String>) -> i32 {
     let base = name.rsplit('/').next().unwrap_or(name);
+    // A login shell's name begins with a dash.
     let base = base.strip_prefix('-').unwrap_or(base);
-    if applets::names().any(|applet| applet == base) {
-        return applets::run(context, base, &args);
+    let base = base.strip_suffix(".wasm").unwrap_or(base);
+    if !matches!(base, "toolbox" | "busybox") {
+        let name = if name.starts_with('-') { base } else { name };
+        args.insert(0, name.to_owned());
+        return applets::run_words(context, &args);
     }
-    match args.split_first() {
+    match args.first().map(String::as_str) {
         None => applets::run(context, "sh", &[]),
-        Some((first, _)) if first == "--help" => {
+        Some("--help") => {
             let names: Vec<_> = applets::names().collect();
             let about = "usage: toolbox [--list] APPLET [ARGUMENT]...";
             io::print(
@@ -43,13 +47,12 @@ fn call(context: &mut Context, name: &str, args: Vec<String>) -> i32 {
             );
             0
         }
-        Some((first, _)) if first == "--list" => {
+        Some("--list") => {
             for name in applets::names() {
                 io::print(&context.stdout, &format!("{name}\n"));
             }
             0
         }
-        // Also a script that is mounted somewhere.
         Some(_) => applets::run_words(context, &args),
     }
 }

@@ -21,5 +21,6 @@ mod main_job;
 mod manifests;
 mod network;
 mod pods;
+mod shell;
 mod streams;
 mod trouble;

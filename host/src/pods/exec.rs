@@ -369,14 +369,20 @@ impl Shelf {
 
 /// A shell somebody types into reads ^C itself; anything else is ended by it.
 pub(super) fn interrupts(command: &[String]) -> Interrupts {
-    let Some((name, rest)) = command.split_first() else {
-        return Interrupts::End;
+    let called = |command: &[String]| {
+        let name = command.first().map(String::as_str).unwrap_or_default();
+        name.rsplit('/').next().unwrap_or_default().to_owned()
     };
-    let name = name.rsplit('/').next().unwrap_or_default();
-    let shell = matches!(name, "sh" | "ash" | "bash");
+    // As an image, the toolbox is told by its first argument what to be, and is a shell without one.
+    let command = match command {
+        [_] if called(command) == toolbox::PROGRAM => return Interrupts::AreRead,
+        [_, rest @ ..] if called(command) == toolbox::PROGRAM => rest,
+        command => command,
+    };
+    let shell = matches!(called(command).as_str(), "sh" | "ash" | "bash");
     // `-c` runs a command, a word that is no option is a script.
     let script = |argument: &String| !argument.starts_with('-') || argument.contains('c');
-    if shell && !rest.iter().any(script) {
+    if shell && !command.iter().skip(1).any(script) {
         Interrupts::AreRead
     } else {
         Interrupts::End

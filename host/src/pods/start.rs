@@ -229,8 +229,7 @@ fn workload(
     let is_toolbox = shelf.is_some_and(|shelf| shelf.is(&job.image.digest));
     let (program, rest) = match job.image.entrypoint.split_first() {
         Some((program, rest)) => (program.as_str(), rest),
-        // What images of such tools do by default.
-        None if is_toolbox => ("sh", &[][..]),
+        None if is_toolbox => (toolbox::PROGRAM, &[][..]),
         None => (spec.name.as_str(), &[][..]),
     };
     let mut args = environment::arguments(spec, program, &environment);

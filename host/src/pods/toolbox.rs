@@ -18,6 +18,8 @@ const SESSIONS: usize = 256;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What a terminal is taken for, as upstream's runtimes do.
 pub(super) const TERM: &str = "xterm";
+/// What it is called when it is a container's image: then its first argument says which tool it is.
+pub(super) const PROGRAM: &str = "toolbox";
 /// Where the generated files are seen.
 const ETC: &str = "/etc";
 

@@ -1,12 +1,71 @@
-//! Real sockets at the rim: the wanted port, or another with the reason why. Knows neither Services nor Ingresses.
+//! Real sockets at the rim: the wanted port, or another with the reason why; when its port is free again. Knows neither Services nor Ingresses.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 /// Connections the kernel keeps before we accept them.
 const BACKLOG: u32 = 1024;
+/// How long a task that accepts may take to end.
+const END: Duration = Duration::from_secs(1);
+/// Addresses come and go (keepalived and its like), and so do programs that have a port: how often we look again.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// A task that owns a socket and accepts on it. Dropped it accepts no longer; what it accepted goes on.
+pub(crate) struct Accepting {
+    closing: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+// === impl Accepting ===
+
+impl Accepting {
+    /// `task` ends soon once `closing` is cancelled. `None`: nothing could be opened.
+    pub(crate) fn new(closing: CancellationToken, task: Option<JoinHandle<()>>) -> Self {
+        Self { closing, task }
+    }
+
+    /// When this returns the port can be bound again.
+    pub(crate) async fn close(mut self) {
+        self.closing.cancel();
+        if let Some(task) = self.task.take() {
+            drop(tokio::time::timeout(END, task).await);
+        }
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
+/// Addresses on the machine's interfaces; none when the system does not say.
+pub(crate) fn interfaces() -> BTreeSet<IpAddr> {
+    let listed = match nix::ifaddrs::getifaddrs() {
+        Ok(listed) => listed,
+        Err(error) => {
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "Could not list the machine's addresses"
+            );
+            return BTreeSet::new();
+        }
+    };
+    listed
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        })
+        .collect()
+}
 
 /// The wanted port; else, if it may be replaced, the one of last time; else any. With it why it is not the wanted one.
 pub(crate) fn bind<T>(

@@ -29,13 +29,16 @@ use std::time::Duration;
 pub use self::args::Args;
 use ipnet::IpNet;
 use rustls::sign::CertifiedKey;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use types::routing::Key;
 pub use types::routing::report::Listening;
 use types::routing::table::Table;
 
 use crate::network::Network;
 use crate::network::gate::Gate;
+
+/// Copies of requests under way; requests beyond are not copied.
+const MIRRORS: usize = 256;
 
 /// What an administrator may choose.
 #[derive(Clone, Debug)]
@@ -82,6 +85,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) live: watch::Receiver<Arc<Live>>,
     pub(crate) listening: watch::Sender<Arc<Vec<Listening>>>,
+    /// Copies of requests under way to mirrors.
+    pub(crate) mirrors: Arc<Semaphore>,
     /// For clients that ask for a name nobody has a certificate for.
     pub(crate) fallback: Arc<CertifiedKey>,
 }
@@ -104,6 +109,7 @@ pub fn start(
         certificates: HashMap::new(),
     }));
     let shared = Arc::new(Shared {
+        mirrors: Arc::new(Semaphore::new(MIRRORS)),
         fallback: certificates::self_signed()?,
         listening: watch::Sender::new(Arc::default()),
         live,

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
@@ -50,6 +52,8 @@ pub(crate) struct Doors {
 
 /// For a server to answer an upgrade; for a stream to be taken by its door.
 const ANSWER: Duration = Duration::from_secs(15);
+/// After so long without an answer the next server is asked beside.
+const SILENT: Duration = Duration::from_millis(300);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const STREAMS: u32 = 1_024;
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -170,14 +174,35 @@ impl Dial for Links {
     /// The first server that holds a link of `node` connects to it.
     async fn dial(&self, node: &str) -> io::Result<Box<dyn Io>> {
         let path = format!("{LINK_PATH}{node}/connect");
-        let mut refusals = Vec::new();
-        for server in self.servers.order(None) {
-            match self.upgrade(&server, &path).await {
-                Ok(io) => return Ok(Box::new(TokioIo::new(io))),
-                Err(error) => refusals.push(format!("{server}: {error}")),
-            }
+        let path = &path;
+        let upgraded = first(self.servers.order(None), |server: Address| async move {
+            let upgraded = self.upgrade(&server, path).await;
+            upgraded.map_err(|error| format!("{server}: {error}"))
+        });
+        Ok(Box::new(TokioIo::new(upgraded.await?)))
+    }
+}
+
+/// Asks one server after the other, without waiting long for one that is silent; the first good answer counts.
+async fn first<T, F>(servers: Vec<Address>, ask: impl Fn(Address) -> F) -> io::Result<T>
+where
+    F: Future<Output = Result<T, String>>,
+{
+    let mut refusals = Vec::new();
+    let mut asked = FuturesUnordered::new();
+    let mut servers = servers.into_iter();
+    loop {
+        if let Some(server) = servers.next() {
+            asked.push(ask(server));
         }
-        Err(io::Error::other(refusals.join("; ")))
+        tokio::select! {
+            answer = asked.next() => match answer {
+                Some(Ok(answer)) => return Ok(answer),
+                Some(Err(refusal)) => refusals.push(refusal),
+                None => return Err(io::Error::other(refusals.join("; "))),
+            },
+            () = sleep(SILENT), if !servers.as_slice().is_empty() => {}
+        }
     }
 }
 
@@ -238,4 +263,31 @@ fn open(request: Request<Incoming>, doors: &Doors) -> Response<Empty<Bytes>> {
         }
     });
     status(StatusCode::OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_server_hides_no_other() {
+        let servers = |names: [&str; 3]| names.map(|name| name.parse().unwrap()).to_vec();
+        let ask = |server: Address| async move {
+            match server.to_string() {
+                name if name.contains("dead") => std::future::pending().await,
+                name if name.contains("good") => Ok(name),
+                name => Err(format!("{name}: it has no link")),
+            }
+        };
+        let asked = timeout(2 * SILENT, first(servers(["dead", "without", "good"]), ask));
+        assert!(asked.await.unwrap().unwrap().contains("good"));
+        let none = first(servers(["one", "two", "three"]), ask)
+            .await
+            .unwrap_err();
+        let text = none.to_string();
+        assert!(
+            text.contains("two") && text.contains("it has no link"),
+            "{text}"
+        );
+    }
 }

@@ -230,7 +230,8 @@ pub struct Limits {
     /// descriptors; more are closed at once.
     pub listener_connections: usize,
     pub connect_timeout: Duration,
-    /// A client has this long to send a request's head; a kept-alive connection is closed after being idle this long.
+    /// A client has this long to send a request's head, and to take what it is sent; a kept-alive connection is closed
+    /// after being idle this long.
     pub header_timeout: Duration,
 }
 
@@ -374,7 +375,8 @@ impl Network {
                 Err(source) => return Err(Error::Dns { address, source }),
             }
         }
-        let bound = sockets.iter().map(|socket| socket.address).collect();
+        let bound: Vec<SocketAddr> = sockets.iter().map(|socket| socket.address).collect();
+        self.fabric.dns.answers_at(&bound);
         for socket in sockets {
             socket.serve(&self.fabric.dns, &self.fabric.tasks, &self.fabric.draining);
         }

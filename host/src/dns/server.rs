@@ -170,8 +170,8 @@ impl Dns {
         tables: watch::Receiver<Arc<Table>>,
         namespaces: watch::Receiver<Arc<Namespaces>>,
     ) -> Self {
-        let mut own = config.listen.clone();
-        own.extend(
+        let forward = Forward::new(config.upstream.clone());
+        forward.answers_at(
             config
                 .cluster_address
                 .map(|ip| SocketAddr::from((ip, PORT))),
@@ -186,10 +186,15 @@ impl Dns {
             tables,
             namespaces,
             reverse: Mutex::default(),
-            forward: Forward::new(config.upstream.clone(), own),
+            forward,
             permits: Semaphore::new(AT_ONCE),
             counts: Counts::default(),
         }
+    }
+
+    /// It answers at these real addresses from now on.
+    pub(crate) fn answers_at(&self, addresses: &[SocketAddr]) {
+        self.forward.answers_at(addresses.iter().copied());
     }
 
     /// Where pods find it.

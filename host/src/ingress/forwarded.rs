@@ -16,8 +16,8 @@ const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 /// What is known of the client of one request.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Client {
-    /// The first address from our side that is no trusted proxy.
-    pub(super) address: IpAddr,
+    /// The first address from our side that is no trusted proxy; `None` when a trusted one gives none that can be read.
+    pub(super) address: Option<IpAddr>,
     /// Did it speak https, with us or with a trusted proxy?
     pub(super) https: bool,
     trusted: bool,
@@ -31,7 +31,7 @@ impl Client {
         let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
         let peer = peer.ip();
         let mut client = Self {
-            address: peer,
+            address: Some(peer),
             https: tls,
             trusted: is_trusted(&peer),
             peer,
@@ -42,16 +42,15 @@ impl Client {
         let chain: Vec<&str> = headers
             .get_all(FOR)
             .iter()
-            .filter_map(|value| value.to_str().ok())
+            // What is no text is no address either.
+            .map(|value| value.to_str().unwrap_or("?"))
             .flat_map(|value| value.split(','))
             .map(str::trim)
+            .filter(|hop| !hop.is_empty())
             .collect();
         for hop in chain.into_iter().rev() {
-            let Ok(address) = hop.parse::<IpAddr>() else {
-                break;
-            };
-            client.address = address.to_canonical();
-            if !is_trusted(&client.address) {
+            client.address = address(hop);
+            if !client.address.as_ref().is_some_and(is_trusted) {
                 break;
             }
         }
@@ -59,6 +58,15 @@ impl Client {
             client.https = proto.as_bytes().eq_ignore_ascii_case(b"https");
         }
         client
+    }
+
+    /// Whether it may come in. Who is not known may not where somebody may not.
+    pub(super) fn may(&self, allow: &[IpNet], deny: &[IpNet]) -> bool {
+        let Some(address) = self.address else {
+            return allow.is_empty() && deny.is_empty();
+        };
+        let listed = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
+        !listed(deny) && (allow.is_empty() || listed(allow))
     }
 
     /// Writes what backends are told. `host` is what the client asked for, `port` what it stands for without a port.
@@ -96,10 +104,22 @@ impl Client {
             headers.remove(PREFIX);
             headers.remove(header::FORWARDED);
         }
-        if let Ok(address) = HeaderValue::from_str(&self.address.to_string()) {
-            headers.insert(REAL_IP, address);
+        let address = self.address.map(|address| address.to_string());
+        match address.map(|address| HeaderValue::from_str(&address)) {
+            Some(Ok(address)) => drop(headers.insert(REAL_IP, address)),
+            _ => drop(headers.remove(REAL_IP)),
         }
     }
+}
+
+/// As proxies write it: `192.0.2.9`, `192.0.2.9:4711`, `2001:db8::9`, `[2001:db8::9]`, `[2001:db8::9]:4711`.
+fn address(hop: &str) -> Option<IpAddr> {
+    let bracketed = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']'));
+    let with_port = || hop.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let address = bracketed.unwrap_or(hop).parse::<IpAddr>().ok();
+    address
+        .or_else(with_port)
+        .map(|address| address.to_canonical())
 }
 
 pub(super) fn set_prefix(headers: &mut HeaderMap, prefix: &HeaderValue) {
@@ -157,7 +177,7 @@ mod tests {
             "10.0.0.0/8".parse().unwrap(),
         ];
         let client = Client::of(peer, false, &sent, &trusted);
-        assert_eq!(client.address.to_string(), "203.0.113.4");
+        assert_eq!(client.address, Some("203.0.113.4".parse().unwrap()));
         assert!(client.https);
         client.tell(&mut sent, &HeaderValue::from_static("inner"), false);
         assert_eq!(sent[FOR], "6.6.6.6, 203.0.113.4, 10.0.0.2, 127.0.0.1");
@@ -169,6 +189,33 @@ mod tests {
             )
         );
         assert_eq!(sent[REAL_IP], "203.0.113.4");
+    }
+
+    #[test]
+    fn a_client_that_cannot_be_read_may_not_where_somebody_may_not() {
+        let peer = "127.0.0.1:5".parse().unwrap();
+        let trusted = ["127.0.0.0/8".parse().unwrap()];
+        let deny: [IpNet; 2] = ["203.0.113.0/24", "2001:db8::/32"].map(|net| net.parse().unwrap());
+        for (hops, is_denied) in [
+            ("203.0.113.4:4711", true),
+            ("203.0.113.4, ", true),
+            ("[2001:db8::9]", true),
+            ("[2001:db8::9]:4711", true),
+            ("203.0.113.4, unknown", true),
+            ("203.0.113.4, 192.0.2.1:80", false),
+            ("", false),
+        ] {
+            let value = HeaderValue::from_static(hops);
+            let mut sent = HeaderMap::from_iter([(FOR, value)]);
+            let client = Client::of(peer, false, &sent, &trusted);
+            assert_eq!(client.may(&[], &deny), !is_denied, "{hops}: {client:?}");
+            if client.address.is_none() {
+                assert!(client.may(&[], &[]) && !client.may(&deny, &[]));
+                sent.insert(REAL_IP, HeaderValue::from_static("10.0.0.1"));
+                client.tell(&mut sent, &HeaderValue::from_static("shop"), false);
+                assert!(!sent.contains_key(REAL_IP));
+            }
+        }
     }
 
     #[test]

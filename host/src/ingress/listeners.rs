@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
+use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use types::routing::report::{Listening, Report};
 use types::routing::table::Table;
@@ -18,20 +19,13 @@ use types::well_known::ANNOTATION_INGRESS;
 
 use super::serve::{Entry, accept};
 use super::{Shared, certificates};
-use crate::bind::{bind, listen};
+use crate::bind::{Accepting, LOOK_AGAIN, bind, listen};
 
 const LOOK_BACK: Duration = Duration::from_secs(5);
 
 struct Open {
     listening: Listening,
-    /// Cancelled: stop accepting, let requests finish.
-    closing: CancellationToken,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.closing.cancel();
-    }
+    accepting: Accepting,
 }
 
 /// Runs until the network drains; then every listener is closed. Without a client nobody is asked about last time.
@@ -39,19 +33,46 @@ pub(super) async fn run(shared: Arc<Shared>, client: Option<Client>) {
     let mut live = shared.live.clone();
     let mut open: BTreeMap<u16, Open> = BTreeMap::new();
     let mut before: Option<Report> = None;
+    let mut look_again = tokio::time::interval(LOOK_AGAIN);
+    look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = Arc::clone(&live.borrow_and_update());
         if before.is_none() && !now.table.doors.is_empty() {
             before = Some(last_time(client.as_ref(), &shared).await);
         }
-        reconcile(&shared, &now.table, &mut open, before.as_ref());
+        reconcile(&shared, &now.table, &mut open, before.as_ref()).await;
         tell(&shared, &open);
-        tokio::select! {
-            biased;
-            () = shared.gate.draining().cancelled() => return,
-            changed = live.changed() => if changed.is_err() { return },
+        loop {
+            let waiting = open.values().any(|open| open.listening.problem.is_some());
+            tokio::select! {
+                biased;
+                () = shared.gate.draining().cancelled() => return,
+                changed = live.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                _ = look_again.tick(), if waiting => {
+                    let is_free = |port, open: &Open| {
+                        let at = wanted(&shared, port, open.listening.tls);
+                        open.listening.problem.is_some() && listen(at).is_ok()
+                    };
+                    if close(&mut open, is_free).await > 0 {
+                        break;
+                    }
+                }
+            }
         }
     }
+}
+
+/// Closes those that are chosen; when this returns their ports can be bound again. How many there were.
+async fn close(
+    open: &mut BTreeMap<u16, Open>,
+    mut choose: impl FnMut(u16, &Open) -> bool,
+) -> usize {
+    let closed = open.extract_if(.., |port, open| choose(*port, open));
+    let closing: Vec<_> = closed.map(|(_, open)| open.accepting.close()).collect();
+    join_all(closing).await.len()
 }
 
 /// What this node's object says from an earlier life.
@@ -70,16 +91,17 @@ async fn last_time(client: Option<&Client>, shared: &Shared) -> Report {
         .unwrap_or_default()
 }
 
-fn reconcile(
+async fn reconcile(
     shared: &Arc<Shared>,
     table: &Table,
     open: &mut BTreeMap<u16, Open>,
     before: Option<&Report>,
 ) {
-    open.retain(|port, open| {
-        let door = table.doors.get(port);
-        door.is_some_and(|door| door.tls == open.listening.tls)
-    });
+    let left = |port, open: &Open| {
+        let door = table.doors.get(&port);
+        door.is_none_or(|door| door.tls != open.listening.tls)
+    };
+    close(open, left).await;
     for (port, door) in &table.doors {
         if !open.contains_key(port) {
             let previous = before.and_then(|report| report.port(*port)?.address);
@@ -89,12 +111,17 @@ fn reconcile(
     }
 }
 
-fn open(shared: &Arc<Shared>, port: u16, tls: bool, previous: Option<u16>) -> Open {
-    let wanted = match (port, tls) {
+/// Where a listener's port is served.
+fn wanted(shared: &Shared, port: u16, tls: bool) -> SocketAddr {
+    match (port, tls) {
         (HTTP, false) => shared.config.http,
         (HTTPS, true) => shared.config.https,
         _ => SocketAddr::new(shared.gate.config().service_address, port),
-    };
+    }
+}
+
+fn open(shared: &Arc<Shared>, port: u16, tls: bool, previous: Option<u16>) -> Open {
+    let wanted = wanted(shared, port, tls);
     let closing = shared.gate.draining().child_token();
     let acceptor = tls
         .then(|| certificates::server_config(shared, port))
@@ -103,6 +130,7 @@ fn open(shared: &Arc<Shared>, port: u16, tls: bool, previous: Option<u16>) -> Op
         Ok(acceptor) => bind(wanted, previous, true, listen).map(|bound| (bound, acceptor)),
         Err(error) => Err(error.to_string()),
     };
+    let mut task = None;
     let (address, problem) = match bound {
         Ok(((listener, problem), acceptor)) => {
             let address = listener.local_addr().ok();
@@ -110,9 +138,8 @@ fn open(shared: &Arc<Shared>, port: u16, tls: bool, previous: Option<u16>) -> Op
                 port,
                 tls: acceptor.map(|config| TlsAcceptor::from(Arc::new(config))),
             };
-            shared
-                .gate
-                .spawn(accept(Arc::clone(shared), listener, entry, closing.clone()));
+            let run = accept(Arc::clone(shared), listener, entry, closing.clone());
+            task = Some(shared.gate.spawn(run));
             (address, problem)
         }
         Err(problem) => (None, Some(problem)),
@@ -131,7 +158,7 @@ fn open(shared: &Arc<Shared>, port: u16, tls: bool, previous: Option<u16>) -> Op
             address: address.map(|at| SocketAddr::new(reachable(at.ip()), at.port())),
             problem,
         },
-        closing,
+        accepting: Accepting::new(closing, task),
     }
 }
 

@@ -86,8 +86,7 @@ async fn serve(
         &shared.config.trusted,
     );
     let policy = &route.action.policy;
-    let listed = |nets: &[ipnet::IpNet]| nets.iter().any(|net| net.contains(&client.address));
-    if listed(&policy.deny) || (!policy.allow.is_empty() && !listed(&policy.allow)) {
+    if !client.may(&policy.allow, &policy.deny) {
         return refuse(StatusCode::FORBIDDEN, "not for this client");
     }
     let host_text = host.to_str().unwrap_or_default().to_owned();
@@ -277,6 +276,10 @@ impl Exchange<'_> {
         let Some(target) = gate.target(key, port).filter(|target| !target.is_name()) else {
             return request;
         };
+        let Ok(permit) = Arc::clone(&self.connection.shared.mirrors).try_acquire_owned() else {
+            tracing::debug!(mirror = %key, "Request not copied: too many copies are under way");
+            return request;
+        };
         let (parts, body) = request.into_parts();
         let (body, copy) = tee(body);
         let mut mirrored = Request::new(copy);
@@ -293,6 +296,7 @@ impl Exchange<'_> {
                 }
             };
             drop(tokio::time::timeout(MIRROR, exchange).await);
+            drop(permit);
         });
         Request::from_parts(parts, body)
     }

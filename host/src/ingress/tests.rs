@@ -13,7 +13,7 @@ use rustls::sign::CertifiedKey;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use types::routing::table::Table;
 use types::routing::{Key, Secret, World, compile};
 
@@ -60,6 +60,7 @@ impl Rig {
             config,
             live: seen,
             listening: watch::Sender::new(Arc::default()),
+            mirrors: Arc::new(Semaphore::new(1)),
             fallback: certificates::self_signed().unwrap(),
         });
         gate.spawn(listeners::run(Arc::clone(&shared), None));

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -24,22 +24,22 @@ pub(super) struct Wanted {
 
 /// Takes the wish out of a request of HTTP/1.1; HTTP/2 has no such thing.
 pub(super) fn wanted(request: &mut Request<Incoming>) -> Option<Wanted> {
-    let headers = request.headers();
-    let asks = headers.get_all(header::CONNECTION).iter().any(|value| {
-        let names = value.to_str().unwrap_or_default().split(',');
-        names
-            .into_iter()
-            .any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
-    });
-    let protocol = headers.get(header::UPGRADE)?.clone();
-    // h2c is HTTP/2 in another way: the request is answered as it stands.
-    if !asks || protocol.as_bytes().eq_ignore_ascii_case(b"h2c") {
-        return None;
-    }
     Some(Wanted {
-        protocol,
+        protocol: protocol(request.headers())?,
         client: hyper::upgrade::on(request),
     })
+}
+
+/// h2c is HTTP/2 in another way, past whoever looks at requests: where it is offered the request is answered as it stands.
+fn protocol(headers: &HeaderMap) -> Option<HeaderValue> {
+    let names = |name: HeaderName, wanted: &str| {
+        headers.get_all(name).iter().any(|value| {
+            let mut names = value.as_bytes().split(|byte| *byte == b',');
+            names.any(|name| name.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes()))
+        })
+    };
+    let asks = names(header::CONNECTION, "upgrade") && !names(header::UPGRADE, "h2c");
+    headers.get(header::UPGRADE).filter(|_| asks).cloned()
 }
 
 /// Asks the backend. 101 joins the two connections; any other answer is passed on.
@@ -118,5 +118,34 @@ fn explain(error: SocketError) -> HttpError {
         SocketError::Denied => HttpError::Forbidden(error.to_string()),
         SocketError::TimedOut => HttpError::Timeout(error.to_string()),
         other => HttpError::Connect(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_upgrade_becomes_http2() {
+        let wanted = |connection: &'static str, upgrades: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONNECTION, HeaderValue::from_static(connection));
+            for upgrade in upgrades {
+                headers.append(header::UPGRADE, HeaderValue::from_static(upgrade));
+            }
+            protocol(&headers)
+        };
+        let websocket = Some(HeaderValue::from_static("websocket"));
+        assert_eq!(wanted("keep-alive, Upgrade", &["websocket"]), websocket);
+        assert_eq!(wanted("keep-alive", &["websocket"]), None);
+        for upgrades in [
+            &["H2C"][..],
+            &["h2c, x"],
+            &["x,\th2c"],
+            &["websocket", "h2c"],
+            &[],
+        ] {
+            assert_eq!(wanted("upgrade", upgrades), None, "{upgrades:?}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use super::policy::Watched;
 use super::traffic::Pair;
 use super::vnet::OutsideSlot;
 use super::{Body, serve};
+use crate::idle::Busy;
 
 /// What is kept while a response's body flows.
 #[derive(Default)]
@@ -26,6 +27,8 @@ pub(super) struct Guard {
     pub(super) load: Option<InFlight>,
     pub(super) request: Option<RequestSlot>,
     pub(super) outside: Option<OutsideSlot>,
+    /// Its connection is in use.
+    pub(super) busy: Option<Busy>,
     /// Counts the bytes of the answer.
     pub(super) pair: Option<Arc<Pair>>,
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::{Request, Response};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use types::routing::Key as RouteKey;
 use types::routing::table::PortRef;
@@ -162,7 +163,7 @@ impl Gate {
     }
 
     /// Runs until it ends, or the network stops.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
         let stop = self.fabric.stop.clone();
         self.fabric.tasks.spawn(async move {
             tokio::select! {
@@ -170,7 +171,7 @@ impl Gate {
                 () = stop.cancelled() => {}
                 () = task => {}
             }
-        });
+        })
     }
 
     /// Cancelled when nothing new is to be accepted.

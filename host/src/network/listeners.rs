@@ -13,21 +13,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use types::well_known::ANNOTATION_LISTENERS;
 
 use self::wanted::{Id, Place, Wanted};
 use super::table::{Protocol, Table};
 use super::vnet::Fabric;
-use crate::bind::{bind, listen};
-
-/// Addresses come and go (keepalived and its like), and so do programs that have a port: how often we look again.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+use crate::bind::{Accepting, LOOK_AGAIN, bind, interfaces, listen};
 
 /// Why a Service has a listener.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -61,8 +57,7 @@ pub struct Listening {
 
 struct Open {
     listening: Listening,
-    /// Cancelled: stop accepting, let connections finish.
-    closing: CancellationToken,
+    accepting: Accepting,
 }
 
 // === impl Origin ===
@@ -81,9 +76,16 @@ impl Origin {
 
 // === impl Open ===
 
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.closing.cancel();
+impl Open {
+    /// Whether it could have now what it had to do without.
+    fn is_free(&self, id: &Id) -> bool {
+        let at = SocketAddr::new(id.ip, self.listening.wanted);
+        self.listening.problem.is_some()
+            && match id.protocol {
+                Protocol::Tcp => listen(at).is_ok(),
+                Protocol::Udp => udp(at).is_ok(),
+                Protocol::Sctp => false,
+            }
     }
 }
 
@@ -108,7 +110,7 @@ pub(crate) async fn run(
             publish(&fabric, &table, &open, &listening);
             synced.send_if_modified(|synced| !std::mem::replace(synced, true));
         }
-        let waiting = open.values().any(|open| open.listening.address.is_none())
+        let waiting = open.values().any(|open| open.listening.problem.is_some())
             || wanted::asks_for_addresses(&table);
         tokio::select! {
             biased;
@@ -117,9 +119,8 @@ pub(crate) async fn run(
             changed = tables.changed() => if changed.is_err() { return },
             _ = look_again.tick(), if waiting => {
                 let now = interfaces();
-                let closed = open.len();
-                open.retain(|_, open: &mut Open| open.listening.address.is_some());
-                if now != own || open.len() < closed {
+                let closed = close(&mut open, |id, open| open.is_free(id)).await;
+                if now != own || closed > 0 {
                     own = now;
                     done = None;
                 }
@@ -153,25 +154,11 @@ fn publish(
     });
 }
 
-/// Addresses on the machine's interfaces; none when the system does not say.
-fn interfaces() -> BTreeSet<IpAddr> {
-    let listed = match nix::ifaddrs::getifaddrs() {
-        Ok(listed) => listed,
-        Err(error) => {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "Could not list the machine's addresses"
-            );
-            return BTreeSet::new();
-        }
-    };
-    listed
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-        })
-        .collect()
+/// Closes those that are chosen; when this returns their ports can be bound again. How many there were.
+async fn close(open: &mut BTreeMap<Id, Open>, mut choose: impl FnMut(&Id, &Open) -> bool) -> usize {
+    let closed = open.extract_if(.., |id, open| choose(id, open));
+    let closing: Vec<_> = closed.map(|(_, open)| open.accepting.close()).collect();
+    join_all(closing).await.len()
 }
 
 async fn reconcile(
@@ -186,14 +173,11 @@ async fn reconcile(
         own,
     };
     let wanted = wanted::wanted(table, &place);
-    let before = open.len();
-    {
-        let ports: BTreeMap<&Id, u16> = wanted.iter().map(|(id, w)| (id, w.port)).collect();
-        open.retain(|id, open| ports.get(id) == Some(&open.listening.wanted));
-    }
-    if open.len() < before {
+    let ports: BTreeMap<&Id, u16> = wanted.iter().map(|(id, w)| (id, w.port)).collect();
+    let left = |id: &Id, open: &Open| ports.get(id) != Some(&open.listening.wanted);
+    if close(open, left).await > 0 {
         // A port may have become free for one that had to do without.
-        open.retain(|_, open| open.listening.problem.is_none());
+        close(open, |_, open| open.listening.problem.is_some()).await;
     }
     for (id, wanted) in wanted {
         open.entry(id)
@@ -206,6 +190,7 @@ fn open(fabric: &Arc<Fabric>, id: &Id, wanted: &Wanted) -> Open {
     let target = || accept::Target::new(fabric, id);
     let at = SocketAddr::new(id.ip, wanted.port);
     let (previous, replaceable) = (wanted.previous, wanted.replaceable);
+    let mut task = None;
     let (address, problem) = match id.protocol {
         Protocol::Tcp => match bind(at, previous, replaceable, listen) {
             Ok((listener, problem)) => {
@@ -215,7 +200,7 @@ fn open(fabric: &Arc<Fabric>, id: &Id, wanted: &Wanted) -> Open {
                     _ => accept::Serves::Service(target()),
                 };
                 let run = accept::tcp(Arc::clone(fabric), listener, serves, closing.clone());
-                fabric.tasks.spawn(run);
+                task = Some(fabric.tasks.spawn(run));
                 (address, problem)
             }
             Err(problem) => (None, Some(problem)),
@@ -224,7 +209,7 @@ fn open(fabric: &Arc<Fabric>, id: &Id, wanted: &Wanted) -> Open {
             Ok((socket, problem)) => {
                 let address = socket.local_addr().ok();
                 let run = accept::udp(Arc::clone(fabric), socket, target(), closing.clone());
-                fabric.tasks.spawn(run);
+                task = Some(fabric.tasks.spawn(run));
                 (address, problem)
             }
             Err(problem) => (None, Some(problem)),
@@ -251,7 +236,7 @@ fn open(fabric: &Arc<Fabric>, id: &Id, wanted: &Wanted) -> Open {
             address,
             problem,
         },
-        closing,
+        accepting: Accepting::new(closing, task),
     }
 }
 

@@ -6,6 +6,7 @@ mod claims;
 mod dns;
 mod memory;
 mod observe;
+mod places;
 mod policy;
 mod rim;
 mod sockets;

@@ -15,6 +15,7 @@ mod answers;
 mod body;
 mod calls;
 mod connection;
+mod counts;
 mod datagrams;
 mod incoming;
 mod keep_alive;
@@ -36,8 +37,8 @@ pub(crate) mod tests;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Node as NodeObject;
@@ -55,6 +56,7 @@ use super::nodes::Nodes;
 use crate::tls::{self, Certificates};
 
 use self::connection::Dialler;
+use self::counts::Counts;
 use self::liveness::KeepAlive;
 use self::machine::Timing;
 use self::peer::Means;
@@ -77,8 +79,6 @@ const MAX_FRAME: u32 = 64 * 1024;
 const SEND_BUFFER: usize = 256 * 1024;
 /// Streams of one connection.
 const STREAMS: usize = 32_768;
-/// Handshakes of others under way.
-const HANDSHAKES: usize = 256;
 
 /// A connection's bytes, whatever carries them.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -111,9 +111,12 @@ pub(crate) struct Tunnel {
     acceptor: TlsAcceptor,
     listen: Option<SocketAddr>,
     routes: RwLock<Routes>,
+    /// Handshakes under way: of those who dial, of each address among them, of those who come through a server.
     handshakes: Arc<Semaphore>,
+    sources: Arc<Counts<IpAddr>>,
+    relayed: Arc<Semaphore>,
     /// Connections from each node.
-    incoming: Mutex<HashMap<String, usize>>,
+    incoming: Arc<Counts<String>>,
 }
 
 #[derive(Default)]
@@ -150,7 +153,7 @@ impl fmt::Debug for Config {
 
 impl Tunnel {
     pub(crate) fn new(config: &Config, stop: CancellationToken) -> Result<Self, tls::Error> {
-        let server = config.certificates.server_config(&[b"h2"])?;
+        let acceptor = config.certificates.server_config(&[b"h2"])?;
         let mut client = config.certificates.client_config(&[b"h2"])?;
         // A resumed session would go on with a certificate that has been replaced.
         client.resumption = rustls::client::Resumption::disabled();
@@ -165,11 +168,13 @@ impl Tunnel {
                 tasks: TaskTracker::new(),
                 stop,
             },
-            acceptor: TlsAcceptor::from(Arc::new(server)),
+            acceptor: TlsAcceptor::from(Arc::new(acceptor)),
             listen: config.listen,
             routes: RwLock::default(),
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
-            incoming: Mutex::default(),
+            handshakes: Arc::new(Semaphore::new(server::HANDSHAKES)),
+            sources: Counts::new(server::PER_SOURCE),
+            relayed: Arc::new(Semaphore::new(server::RELAYED)),
+            incoming: Counts::new(server::PER_NODE),
         })
     }
 
@@ -289,7 +294,12 @@ impl Network {
     /// accepted there. `from` is for the log.
     pub fn accept_tunnel(&self, io: Box<dyn Io>, from: &str) {
         if let Some(tunnel) = &self.fabric.tunnel {
-            accept(&self.fabric, tunnel, io, from.to_owned());
+            accept(
+                &self.fabric,
+                tunnel,
+                io,
+                server::Source::Relayed(from.to_owned()),
+            );
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Questions about names that are not the cluster's: asked of the servers the node itself asks, over UDP and, when the answer
 //! is too long for that, TCP. Bounded in number and time; keeps what may be kept. Never looks at the cluster's zone.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 
 use super::cache::{Cache, Key};
 use super::wire::{PAYLOAD, Reply};
+use crate::bind::interfaces;
 
 /// Questions on their way; more are answered SERVFAIL.
 const AT_ONCE: usize = 512;
@@ -25,7 +27,7 @@ const TRY: Duration = Duration::from_millis(1_500);
 const DEADLINE: Duration = Duration::from_millis(4_500);
 /// Datagrams are lost sometimes.
 const ROUNDS: usize = 2;
-/// How long the servers of the file are believed.
+/// How long the servers are believed.
 const RELOAD: Duration = Duration::from_secs(30);
 const SERVERS: usize = 8;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -33,14 +35,17 @@ const LARGEST: usize = 4_096;
 
 /// Where the servers come from.
 enum Source {
-    Given(Arc<Vec<SocketAddr>>),
-    File(PathBuf, Mutex<Option<(Instant, Arc<Vec<SocketAddr>>)>>),
+    Given(Vec<SocketAddr>),
+    File(PathBuf),
 }
 
 pub(crate) struct Forward {
     source: Source,
-    /// Ourselves: asking these would never end.
-    own: Vec<SocketAddr>,
+    /// Ourselves: asking these would never end. Held for a few instructions, as what follows.
+    own: Mutex<Vec<SocketAddr>>,
+    /// The servers of a moment ago, without ourselves.
+    known: Mutex<Option<(Instant, Arc<Vec<SocketAddr>>)>>,
+    told: AtomicBool,
     permits: Semaphore,
     /// Held for a few instructions, never over an await.
     cache: Mutex<Cache>,
@@ -54,15 +59,17 @@ pub(crate) struct Forward {
 
 impl Forward {
     /// To `servers`, or to those of the node's `resolv.conf` when there are none.
-    pub(crate) fn new(servers: Vec<SocketAddr>, own: Vec<SocketAddr>) -> Self {
+    pub(crate) fn new(servers: Vec<SocketAddr>) -> Self {
         let source = if servers.is_empty() {
-            Source::File(PathBuf::from(RESOLV_CONF), Mutex::default())
+            Source::File(PathBuf::from(RESOLV_CONF))
         } else {
-            Source::Given(Arc::new(servers))
+            Source::Given(servers)
         };
         Self {
             source,
-            own,
+            own: Mutex::default(),
+            known: Mutex::default(),
+            told: AtomicBool::new(false),
             permits: Semaphore::new(AT_ONCE),
             cache: Mutex::default(),
             first: AtomicUsize::new(0),
@@ -130,33 +137,65 @@ impl Forward {
         refusal
     }
 
+    /// We answer at these from now on.
+    pub(crate) fn answers_at(&self, addresses: impl IntoIterator<Item = SocketAddr>) {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.extend(addresses);
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     async fn servers(&self) -> Arc<Vec<SocketAddr>> {
-        let (path, known) = match &self.source {
-            Source::Given(servers) => return Arc::clone(servers),
-            Source::File(path, known) => (path, known),
-        };
         let now = Instant::now();
-        let last = known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = known().clone();
         if let Some((read, servers)) = &last
             && now - *read < RELOAD
         {
             return Arc::clone(servers);
         }
-        let servers = match tokio::fs::read_to_string(path).await {
-            Ok(text) => {
-                let mut servers = servers(&text);
-                servers.retain(|server| !self.own.contains(server));
-                Arc::new(servers)
-            }
-            Err(error) => {
-                tracing::debug!(path = %path.display(), %error, "Failed to read name servers");
-                last.map(|(_, servers)| servers).unwrap_or_default()
-            }
+        let servers = match &self.source {
+            Source::Given(servers) => self.without_ourselves(servers.clone()),
+            Source::File(path) => match tokio::fs::read_to_string(path).await {
+                Ok(text) => self.without_ourselves(servers(&text)),
+                Err(error) => {
+                    tracing::debug!(path = %path.display(), %error, "Failed to read name servers");
+                    last.map(|(_, servers)| servers).unwrap_or_default()
+                }
+            },
         };
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        *known = Some((now, Arc::clone(&servers)));
+        *known() = Some((now, Arc::clone(&servers)));
         servers
     }
+
+    fn without_ourselves(&self, mut servers: Vec<SocketAddr>) -> Arc<Vec<SocketAddr>> {
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.retain(|server| {
+            let ourselves = own.iter().any(|own| is_ourselves(*own, *server, interfaces));
+            if ourselves && !self.told.swap(true, Ordering::Relaxed) {
+                tracing::warn!(%server, "This name server is the node's own DNS server: it is not asked");
+            }
+            !ourselves
+        });
+        Arc::new(servers)
+    }
+}
+
+/// Whether who asks `server` asks who answers at `own`.
+fn is_ourselves(
+    own: SocketAddr,
+    server: SocketAddr,
+    interfaces: impl FnOnce() -> BTreeSet<IpAddr>,
+) -> bool {
+    let (at, asked) = (own.ip().to_canonical(), server.ip().to_canonical());
+    if own.port() != server.port() {
+        return false;
+    }
+    // All addresses, of IPv6 those of IPv4 too; asking "all addresses" is asking the loopback.
+    let everywhere = at.is_unspecified() && (at.is_ipv6() || asked.is_ipv4());
+    let anywhere = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+    at == asked
+        || at.is_loopback() && asked.is_unspecified()
+        || everywhere && (anywhere(asked) || interfaces().contains(&asked))
 }
 
 /// The `nameserver` lines of a `resolv.conf`.
@@ -270,5 +309,39 @@ mod tests {
             vec!["10.0.0.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()];
         assert_eq!(servers(text), expected);
         assert!(servers("").is_empty());
+    }
+
+    #[test]
+    fn who_answers_everywhere_is_itself_at_every_address_of_the_machine() {
+        let machine =
+            || BTreeSet::from(["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()]);
+        for (own, server, expected) in [
+            ("127.0.0.1:53", "127.0.0.1:53", true),
+            ("127.0.0.1:53", "127.0.0.1:54", false),
+            ("127.0.0.1:53", "127.0.0.53:53", false),
+            ("127.0.0.1:53", "0.0.0.0:53", true),
+            ("127.0.0.1:53", "[::ffff:127.0.0.1]:53", true),
+            ("0.0.0.0:53", "127.0.0.1:53", true),
+            ("0.0.0.0:53", "127.0.0.53:53", true),
+            ("0.0.0.0:53", "192.0.2.7:53", true),
+            ("0.0.0.0:53", "192.0.2.8:53", false),
+            ("0.0.0.0:53", "192.0.2.7:54", false),
+            ("0.0.0.0:53", "[2001:db8::7]:53", false),
+            ("[::]:53", "192.0.2.7:53", true),
+            ("[::]:53", "[::1]:53", true),
+            ("[::]:53", "[2001:db8::8]:53", false),
+        ] {
+            let (at, asked) = (own.parse().unwrap(), server.parse().unwrap());
+            assert_eq!(is_ourselves(at, asked, machine), expected, "{own} {server}");
+        }
+    }
+
+    #[tokio::test]
+    async fn servers_that_were_given_are_not_ourselves_either() {
+        let servers = ["127.0.0.1:5353", "192.0.2.1:53"].map(|server| server.parse().unwrap());
+        let forward = Forward::new(servers.to_vec());
+        assert_eq!(*forward.servers().await, servers);
+        forward.answers_at(["0.0.0.0:5353".parse().unwrap()]);
+        assert_eq!(*forward.servers().await, servers[1..]);
     }
 }

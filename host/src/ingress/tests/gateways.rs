@@ -163,6 +163,11 @@ async fn a_mirror_gets_a_copy_and_its_answer_nobody() {
         .unwrap();
     assert_eq!((path.as_str(), &copy[..]), ("/m", &b"copy"[..]));
     assert_eq!(count.load(Ordering::Relaxed), 1);
+    // When too many copies are under way there is none, and the request goes its way.
+    let others = Arc::clone(&rig.shared.mirrors).acquire_owned();
+    let _others = tokio::time::timeout(DEADLINE, others).await.unwrap();
+    assert_eq!(body(&curl(address, request).await), "web g /m copy");
+    assert_eq!(count.load(Ordering::Relaxed), 1);
     rig.network.shutdown(Duration::ZERO).await;
 }
 

@@ -31,8 +31,8 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
-        // A client cannot make us forget whom it asked.
-        .filter(|name| name != header::HOST)
+        // A client cannot make us forget whom it asked; `te` is decided below.
+        .filter(|name| name != header::HOST && name != header::TE)
         .collect();
     for name in named.iter().chain(&FIXED) {
         headers.remove(name);

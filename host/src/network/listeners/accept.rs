@@ -20,11 +20,14 @@ use ipnet::{IpNet, Ipv4Net};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::wanted::Id;
 use super::{Origin, health};
+use crate::idle::{Activity, Stalled};
 use crate::network::balancer::Tried;
+use crate::network::bodies::{Guard, guarded};
 use crate::network::forward::forward;
 use crate::network::http::Call;
 use crate::network::ports::{Sockets, Target as PodTarget};
@@ -241,9 +244,13 @@ async fn serve_http(
         .local_addr()
         .map_or_else(|_| String::new(), |local| local.to_string());
     let target = RefCell::new(target);
+    // Of HTTP/1.1 hyper knows itself when nothing is asked.
+    let activity = prior_knowledge.then(|| Arc::new(Activity::new()));
+    let noted = activity.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let request = serve::incoming(request, &authority);
         let port = target.borrow_mut().port().cloned();
+        let busy = noted.as_ref().map(Activity::begin);
         let fabric = Arc::clone(&fabric);
         async move {
             let request = match request {
@@ -258,10 +265,24 @@ async fn serve_http(
                 fabric: &fabric,
                 caller: fabric.rim_from(peer),
             };
-            Ok(serve::answer(call.balanced(&port, request).await))
+            let answer = serve::answer(call.balanced(&port, request).await);
+            if busy.is_none() {
+                return Ok(answer);
+            }
+            let guard = Guard {
+                busy,
+                ..Guard::default()
+            };
+            Ok(guarded(answer, guard, None))
         }
     });
-    let io = TokioIo::new(socket);
+    let quiet = async {
+        match &activity {
+            Some(activity) => activity.quiet(limits.header_timeout).await,
+            None => std::future::pending().await,
+        }
+    };
+    let io = TokioIo::new(Stalled::new(socket, limits.header_timeout));
     // An error of a connection is the client's: it went away, was too slow, or spoke no HTTP.
     if prior_knowledge {
         let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -271,6 +292,7 @@ async fn serve_http(
         let mut connection = std::pin::pin!(builder.serve_connection(io, service));
         tokio::select! {
             _ = connection.as_mut() => return,
+            () = quiet => connection.as_mut().graceful_shutdown(),
             () = closing.cancelled() => connection.as_mut().graceful_shutdown(),
         }
         drop(connection.await);
@@ -309,10 +331,12 @@ pub(super) async fn udp(
     let mut clients: HashMap<SocketAddr, (Arc<virtual_udp::UdpSocket>, CancellationToken)> =
         HashMap::new();
     let mut buffer = vec![0; virtual_udp::LARGEST];
+    // They share the socket, which must be gone when this returns.
+    let answering = TaskTracker::new();
     loop {
         let received = tokio::select! {
             biased;
-            () = closing.cancelled() => return,
+            () = closing.cancelled() => break,
             received = socket.recv_from(&mut buffer) => received,
         };
         // An error is an ICMP answer to something we sent, mostly.
@@ -335,18 +359,17 @@ pub(super) async fn udp(
                     continue;
                 };
                 let ended = closing.child_token();
-                fabric.tasks.spawn(udp_answers(
-                    Arc::clone(&socket),
-                    Arc::clone(&client),
-                    peer,
-                    ended.clone(),
-                ));
+                let socket = Arc::clone(&socket);
+                let answers = udp_answers(socket, Arc::clone(&client), peer, ended.clone());
+                fabric.tasks.spawn(answering.track_future(answers));
                 clients.insert(peer, (Arc::clone(&client), ended));
                 client
             }
         };
         client.send_to_service(Bytes::copy_from_slice(&buffer[..length]), &port, peer);
     }
+    answering.close();
+    answering.wait().await;
 }
 
 /// Sends a client its answers, until none comes for a while.
@@ -356,19 +379,16 @@ async fn udp_answers(
     peer: SocketAddr,
     ended: CancellationToken,
 ) {
-    loop {
-        let answer = tokio::select! {
-            biased;
-            () = ended.cancelled() => return,
-            answer = tokio::time::timeout(UDP_IDLE, client.recv()) => answer,
-        };
-        match answer {
-            Ok(Ok((datagram, _))) => {
-                // Lost like any datagram if the kernel has no room.
-                drop(socket.send_to(&datagram, peer).await);
-            }
-            _ => break,
+    let answering = async {
+        while let Ok(Ok((datagram, _))) = tokio::time::timeout(UDP_IDLE, client.recv()).await {
+            // Lost like any datagram if the kernel has no room.
+            drop(socket.send_to(&datagram, peer).await);
         }
+    };
+    tokio::select! {
+        biased;
+        () = ended.cancelled() => {}
+        () = answering => {}
     }
     ended.cancel();
 }

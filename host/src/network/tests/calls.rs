@@ -391,7 +391,7 @@ async fn who_talked_to_whom_is_counted() {
 fn what_belongs_to_one_connection_ends_with_it() {
     let mut headers = HeaderMap::new();
     for (name, value) in [
-        ("connection", "keep-alive, X-Private, host"),
+        ("connection", "keep-alive, X-Private, host, TE"),
         ("keep-alive", "timeout=5"),
         ("x-private", "1"),
         ("transfer-encoding", "chunked"),

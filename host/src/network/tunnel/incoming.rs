@@ -31,7 +31,8 @@ pub(super) struct Incoming {
     /// The node at the other end, from its certificate.
     node: Box<str>,
     /// Held for a few instructions, never over an await.
-    sources: Mutex<HashMap<Ipv4Addr, Believed>>,
+    /// Datagrams show no identity, and throw nothing away that was shown with others.
+    sources: Mutex<HashMap<(Ipv4Addr, bool), Believed>>,
 }
 
 /// A source, and the identity it was shown with.
@@ -142,7 +143,8 @@ impl Incoming {
             return Err(SocketError::Denied);
         }
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((shown, source)) = sources.get(&address)
+        let key = (address, identity.is_some());
+        if let Some((shown, source)) = sources.get(&key)
             && shown.as_ref() == identity
         {
             return Ok(Arc::clone(source));
@@ -164,7 +166,7 @@ impl Incoming {
             workload,
             client: OnceLock::new(),
         });
-        sources.insert(address, (identity.cloned(), Arc::clone(&source)));
+        sources.insert(key, (identity.cloned(), Arc::clone(&source)));
         Ok(source)
     }
 

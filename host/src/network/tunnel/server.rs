@@ -1,16 +1,18 @@
 //! The node's end that others dial: accepts, makes sure that it is a node that calls, hands each stream to `incoming`.
 
 use std::io;
-use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use h2::server;
 use tokio::net::TcpListener;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use super::connection::within;
+use super::counts::Counted;
 use super::incoming::Incoming;
 use super::keep_alive::{Activity, Heard, Keeper};
 use super::liveness::Sign;
@@ -21,14 +23,25 @@ use crate::tls::Peer;
 /// Each part of a handshake has this long.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Connections one node may have here: one in use, those it replaced, and what a broken link has left.
-const PER_NODE: usize = 16;
+pub(super) const PER_NODE: usize = 16;
+/// Handshakes of others under way: of those who dial, of each address among them, and of those who come through a server.
+pub(super) const HANDSHAKES: usize = 256;
+pub(super) const PER_SOURCE: usize = 16;
+pub(super) const RELAYED: usize = 256;
 /// Pause after an accept failed, for want of file descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// One connection of a node, counted.
-struct Admitted {
-    tunnel: Arc<Tunnel>,
-    node: String,
+/// How a connection came here.
+pub(crate) enum Source {
+    Dialled(SocketAddr),
+    /// Through an API server: from whom, for the log.
+    Relayed(String),
+}
+
+/// Who has not shown yet who it is; held for the time of a handshake.
+struct Handshake {
+    _permit: OwnedSemaphorePermit,
+    _counted: Option<Counted<IpAddr>>,
 }
 
 /// A socket that listens, not yet accepting.
@@ -61,7 +74,7 @@ pub(crate) async fn run(fabric: Arc<Fabric>, tunnel: Arc<Tunnel>, listener: std:
             Ok((socket, from)) => {
                 // Only latency depends on it.
                 drop(socket.set_nodelay(true));
-                accept(&fabric, &tunnel, Box::new(socket), from);
+                accept(&fabric, &tunnel, Box::new(socket), Source::Dialled(from));
             }
             Err(error) => {
                 warn!(error = &error as &dyn std::error::Error, "Accept failed");
@@ -72,13 +85,8 @@ pub(crate) async fn run(fabric: Arc<Fabric>, tunnel: Arc<Tunnel>, listener: std:
 }
 
 /// Serves what may be another node, in a task of its own.
-pub(crate) fn accept(
-    fabric: &Arc<Fabric>,
-    tunnel: &Arc<Tunnel>,
-    io: Box<dyn Io>,
-    from: impl std::fmt::Display + Send + 'static,
-) {
-    let Ok(permit) = Arc::clone(&tunnel.handshakes).try_acquire_owned() else {
+pub(crate) fn accept(fabric: &Arc<Fabric>, tunnel: &Arc<Tunnel>, io: Box<dyn Io>, from: Source) {
+    let Some(permit) = from.begin(tunnel) else {
         debug!(%from, "Refused tunnel connection: too many handshakes");
         return;
     };
@@ -91,12 +99,15 @@ pub(crate) fn accept(
         let serving = async {
             let tls = within(HANDSHAKE, tunnel.acceptor.accept(heard)).await?;
             let node = caller(&tls)?;
-            let admitted = tunnel.admit(&node)?;
+            let counted = tunnel.incoming.take(node.clone());
+            let counted = counted.ok_or_else(|| {
+                io::Error::other(format!("{node} has {PER_NODE} connections already"))
+            })?;
             let handshake = async { builder().handshake(tls).await.map_err(io::Error::other) };
             let connection = within(HANDSHAKE, handshake).await?;
             drop(permit);
             serve(&fabric, &tunnel, &node, connection, activity).await;
-            drop(admitted);
+            drop(counted);
             Ok::<_, io::Error>(())
         };
         tokio::select! {
@@ -194,37 +205,40 @@ async fn serve(
     }
 }
 
-// === impl Tunnel ===
+// === impl Source ===
 
-impl Tunnel {
-    fn admit(self: &Arc<Self>, node: &str) -> io::Result<Admitted> {
-        let mut incoming = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = incoming.entry(node.to_owned()).or_default();
-        if *count >= PER_NODE {
-            return Err(io::Error::other(format!(
-                "{node} has {PER_NODE} connections already"
-            )));
-        }
-        *count += 1;
-        Ok(Admitted {
-            tunnel: Arc::clone(self),
-            node: node.to_owned(),
+impl Source {
+    /// Its share of those that have not shown yet who they are: no address keeps the others out, and nobody who dials
+    /// keeps out who comes through a server.
+    fn begin(&self, tunnel: &Tunnel) -> Option<Handshake> {
+        let (all, counted) = match self {
+            Self::Dialled(address) => (
+                &tunnel.handshakes,
+                Some(tunnel.sources.take(network(address.ip()))?),
+            ),
+            Self::Relayed(_) => (&tunnel.relayed, None),
+        };
+        let permit = Arc::clone(all).try_acquire_owned().ok()?;
+        Some(Handshake {
+            _permit: permit,
+            _counted: counted,
         })
     }
 }
 
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        let mut incoming = self
-            .tunnel
-            .incoming
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = incoming.get_mut(&self.node) {
-            *count -= 1;
-            if *count == 0 {
-                incoming.remove(&self.node);
-            }
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dialled(address) => address.fmt(f),
+            Self::Relayed(text) => text.fmt(f),
         }
+    }
+}
+
+/// Who has one address of IPv6 has mostly a /64.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+        ip => ip,
     }
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use serde_json::json;
 
+use super::super::incoming::Incoming;
 use super::Cluster;
 use crate::network::UdpSocket;
 use crate::network::ports::Sockets;
@@ -108,4 +110,17 @@ async fn what_nobody_takes_is_lost_and_nobody_waits() {
     // No node has this address.
     let nowhere = SocketAddr::from(([100, 64, 200, 1], 53));
     assert!(socket.send(payload, nowhere).await.is_err());
+}
+
+#[tokio::test]
+async fn datagrams_throw_nothing_away_that_requests_have_shown() {
+    let cluster = Cluster::of(2);
+    let host = &cluster.hosts[1];
+    let fabric = Arc::clone(&host.network.fabric);
+    let incoming = Incoming::new(fabric, Arc::clone(host.tunnel()), "node-0");
+    let named = HeaderValue::from_static("shop/web-1/default/web");
+    let believe = |identity| incoming.believe([100, 64, 0, 9].into(), identity).unwrap();
+    let source = believe(Some(&named));
+    assert!(believe(None).identity.is_none());
+    assert!(Arc::ptr_eq(&source, &believe(Some(&named))));
 }

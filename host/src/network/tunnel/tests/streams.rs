@@ -248,15 +248,7 @@ async fn thousands_of_streams_share_a_connection() {
     for _ in 0..3_000 {
         streams.push(client.connect(address).await.unwrap());
     }
-    assert_eq!(
-        cluster.hosts[1]
-            .tunnel()
-            .incoming
-            .lock()
-            .unwrap()
-            .get("node-0"),
-        Some(&1)
-    );
+    assert_eq!(cluster.hosts[1].tunnel().incoming.of("node-0"), 1);
     for stream in &mut streams {
         say(stream, "x").await;
     }
@@ -508,4 +500,36 @@ async fn a_node_stops_at_once_though_streams_are_open() {
         let left = (host.network.fabric.tasks.len(), host.tunnel().tasks().len());
         assert_eq!(left, (0, 0), "{}: tasks that were given up", host.name);
     }
+}
+
+#[tokio::test]
+async fn callers_of_one_address_keep_no_others_out() {
+    let cluster = Cluster::of(2);
+    let tunnel = cluster.hosts[1].network.tunnel_address().unwrap();
+    let dial = async |ip: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((ip, 0))).unwrap();
+        socket.connect(tunnel).await.unwrap()
+    };
+    let mut silent = Vec::new();
+    for _ in 0..super::super::server::PER_SOURCE {
+        silent.push(dial([127, 0, 0, 3]).await);
+    }
+    let mut refused = dial([127, 0, 0, 3]).await;
+    let end = tokio::time::timeout(Duration::from_secs(4), refused.read_u8()).await;
+    assert!(end.unwrap().is_err(), "sooner than a handshake times out");
+    let certificates = cluster.authority.node("node-0");
+    let config = certificates.client_config(&[b"h2"]).unwrap();
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = cluster.hosts[1].name.clone().try_into().unwrap();
+    let other = tls.connect(name, dial([127, 0, 0, 4]).await).await;
+    assert!(other.is_ok(), "{other:?}");
+    // Nor those who come through a server.
+    let (near, far) = tokio::io::duplex(1 << 16);
+    cluster.hosts[1]
+        .network
+        .accept_tunnel(Box::new(far), "a test");
+    let name = cluster.hosts[1].name.clone().try_into().unwrap();
+    assert!(tls.connect(name, near).await.is_ok());
+    drop(silent);
 }

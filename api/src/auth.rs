@@ -21,6 +21,7 @@ pub mod tokens;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use types::well_known::{
     GROUP_AUTHENTICATED as AUTHENTICATED, GROUP_MASTERS as MASTERS, GROUP_NODES,
@@ -40,8 +41,10 @@ pub struct User {
     pub uid: String,
     pub groups: Vec<String>,
     pub extra: BTreeMap<String, Vec<String>>,
-    /// Where the connection came from that showed the user's certificate.
+    /// Where the connection came from that showed the user's certificate…
     pub address: Option<IpAddr>,
+    /// …and when that certificate ends: a handshake is over in a second, a connection may stay for ever.
+    pub until: Option<Timestamp>,
 }
 
 /// What is asked of authorisation.
@@ -149,6 +152,8 @@ impl User {
             .filter_map(|organization| organization.as_str().ok())
             .collect();
         let mut user = Self::authenticated(name, &groups);
+        let until = certificate.validity().not_after.timestamp();
+        user.until = Timestamp::from_second(until).ok();
         let fingerprint = Sha256::digest(der);
         let mut credential = String::from("X509SHA256=");
         for byte in fingerprint {
@@ -168,6 +173,11 @@ impl User {
     pub fn node(&self) -> Option<&str> {
         let name = self.name.strip_prefix("system:node:")?;
         (!name.is_empty() && self.is_in(GROUP_NODES)).then_some(name)
+    }
+
+    /// Its certificate is good no longer.
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        self.until.is_some_and(|until| until < now)
     }
 
     pub fn is_in(&self, group: &str) -> bool {

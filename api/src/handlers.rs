@@ -96,6 +96,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const WAIT_TO_BE_SURE: Duration = Duration::from_secs(1);
 /// How long a read waits for a revision that has not been reached.
 pub(crate) const WAIT_FOR_REVISION: Duration = Duration::from_secs(3);
+const LOOK_AT_THE_CLOCK: Duration = Duration::from_secs(60);
 
 /// Answers one request. Never fails and never panics: what goes wrong is in the answer.
 pub async fn serve(api: Arc<Api>, request: Request<Body>) -> Response {
@@ -288,6 +289,22 @@ fn check_scope(kind: &Kind, path: &ResourcePath, verb: &str) -> Result<(), Error
 )]
 pub(crate) fn now() -> Timestamp {
     Timestamp::now()
+}
+
+/// Waits until then; for ever when there is no such time. Looks at the clock now and then: it may be set.
+pub(crate) async fn passed(time: Option<Timestamp>) {
+    let Some(time) = time else {
+        return std::future::pending().await;
+    };
+    loop {
+        let Ok(left) = Duration::try_from(time.duration_since(now())) else {
+            return;
+        };
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(LOOK_AT_THE_CLOCK)).await;
+    }
 }
 
 // === impl Api ===

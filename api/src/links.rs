@@ -6,10 +6,12 @@
 //! node ── GET /coracle/v1/nodes/OTHER/connect, Upgrade ──► a stream over OTHER's link, joined end to end
 //! ```
 //! Differs from Kubernetes: it has no such paths; there a konnectivity proxy does this. Who may is decided here, by name and
-//! group: no role can give it away.
+//! group: no role can give it away, but one that lets somebody impersonate nodes. Administrators may connect, and have no
+//! link of their own.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +21,8 @@ use http_body_util::Empty;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use types::well_known::{
@@ -27,8 +30,8 @@ use types::well_known::{
 };
 
 use crate::auth::User;
-use crate::handlers::Api;
 use crate::handlers::reply::Reply;
+use crate::handlers::{self, Api};
 use crate::status::{Error, Reason};
 
 /// Links of nodes that live. One per server.
@@ -36,6 +39,17 @@ pub struct Links {
     live: Mutex<HashMap<String, Link>>,
     /// Streams between two nodes.
     relayed: Arc<Semaphore>,
+    /// Those of each that asked for them.
+    by_caller: Mutex<HashMap<String, usize>>,
+    /// Of the last link, whoever's.
+    last: AtomicU64,
+}
+
+/// One relayed stream, until dropped.
+struct Relayed {
+    links: Arc<Links>,
+    caller: String,
+    _room: OwnedSemaphorePermit,
 }
 
 struct Link {
@@ -54,6 +68,8 @@ pub(crate) enum Ask<'a> {
 
 const MOST_LINKS: usize = 8_192;
 const MOST_RELAYED: usize = 16_384;
+/// Of one caller: a node needs few to each of the others, and must leave the rest to them.
+const MOST_OF_ONE: usize = 2_048;
 /// For the node to take a stream.
 const OPEN: Duration = Duration::from_secs(10);
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -119,18 +135,16 @@ pub(crate) async fn serve(
                     30,
                 ));
             }
-            tokio::spawn(hold(Arc::clone(api), name.to_owned(), upgrade));
+            tokio::spawn(hold(Arc::clone(api), name.to_owned(), upgrade, user.until));
         }
         Ask::Connect(name) => {
-            let permit = Arc::clone(&api.links.relayed).try_acquire_owned();
-            let permit = permit
-                .map_err(|_| Error::too_many_requests("this server relays no more streams", 5))?;
+            let relayed = Links::relay(&api.links, &user.name)?;
             let there = api.links.open(name, LINK_TUNNEL).await;
             let there = there.map_err(|why| Error::new(Reason::ServiceUnavailable, why))?;
             let stopping = api.stopping.clone();
             tokio::spawn(async move {
                 join(upgrade, there, stopping).await;
-                drop(permit);
+                drop(relayed);
             });
         }
     }
@@ -142,8 +156,8 @@ pub(crate) async fn serve(
     Ok(reply)
 }
 
-/// Keeps a node's link until it breaks, is replaced, or the server stops.
-async fn hold(api: Arc<Api>, node: String, upgrade: OnUpgrade) {
+/// Keeps a node's link until it breaks, is replaced, the node's certificate ends, or the server stops.
+async fn hold(api: Arc<Api>, node: String, upgrade: OnUpgrade, until: Option<Timestamp>) {
     let Ok(Ok(io)) = timeout(HANDSHAKE, upgrade).await else {
         return;
     };
@@ -165,6 +179,9 @@ async fn hold(api: Arc<Api>, node: String, upgrade: OnUpgrade) {
         biased;
         () = api.stopping.cancelled() => {}
         () = end.cancelled() => {}
+        () = handlers::passed(until) => {
+            tracing::info!(%node, "The certificate that a node's link began with has ended");
+        }
         ended = connection => if let Err(error) = ended {
             tracing::info!(%node, %error, "A node's link broke");
         },
@@ -193,11 +210,37 @@ impl Default for Links {
         Self {
             live: Mutex::default(),
             relayed: Arc::new(Semaphore::new(MOST_RELAYED)),
+            by_caller: Mutex::default(),
+            last: AtomicU64::new(0),
         }
     }
 }
 
 impl Links {
+    /// Room for one more stream that `caller` asked for.
+    fn relay(links: &Arc<Self>, caller: &str) -> Result<Relayed, Error> {
+        let refuse = |why| Err(Error::too_many_requests(why, 5));
+        let Ok(room) = Arc::clone(&links.relayed).try_acquire_owned() else {
+            return refuse("this server relays no more streams");
+        };
+        let mut callers = links.callers();
+        let count = callers.entry(caller.to_owned()).or_default();
+        if *count >= MOST_OF_ONE {
+            return refuse("this server relays no more streams for this caller");
+        }
+        *count += 1;
+        Ok(Relayed {
+            links: Arc::clone(links),
+            caller: caller.to_owned(),
+            _room: room,
+        })
+    }
+
+    fn callers(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        let callers = self.by_caller.lock();
+        callers.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Does the node keep a link to this server?
     pub(crate) fn has(&self, node: &str) -> bool {
         self.sender(node).is_some()
@@ -248,8 +291,8 @@ impl Links {
     /// The newest link of a node is its only one.
     fn insert(&self, node: &str, sender: SendRequest<Empty<Bytes>>) -> (u64, CancellationToken) {
         let end = CancellationToken::new();
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = live.get(node).map_or(0, |link| link.number + 1);
         let link = Link {
             sender,
             end: end.clone(),
@@ -269,9 +312,37 @@ impl Links {
     }
 }
 
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        let mut callers = self.links.callers();
+        if let Some(count) = callers.get_mut(&self.caller) {
+            *count -= 1;
+            if *count == 0 {
+                callers.remove(&self.caller);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_caller_leaves_room_for_the_others() {
+        let links = Arc::new(Links::default());
+        let take = |caller: &str| Links::relay(&links, caller).ok();
+        let mut held: Vec<_> = (0..MOST_OF_ONE).map(|_| take("greedy")).collect();
+        assert!(held.iter().all(Option::is_some));
+        assert!(take("greedy").is_none(), "its share is used up");
+        let other = take("modest");
+        assert!(other.is_some());
+        held.pop();
+        assert!(take("greedy").is_some());
+        drop((held, other));
+        assert!(links.callers().is_empty(), "nothing is left");
+        assert_eq!(links.relayed.available_permits(), MOST_RELAYED);
+    }
 
     #[test]
     fn a_node_keeps_its_own_link_and_reaches_others_and_nobody_else_does_either() {

@@ -456,6 +456,7 @@ impl Acceptor {
                 address: Some(peer),
                 ..user
             });
+        let until = user.as_ref().and_then(|user| user.until);
         let api = Arc::clone(&self.api);
         let activity = Arc::new(Activity::default());
         let active = Arc::clone(&activity);
@@ -491,11 +492,17 @@ impl Acceptor {
             result = connection.as_mut() => return result,
             () = self.api.stopping.cancelled() => connection.as_mut().graceful_shutdown(),
             () = activity.idle(IDLE) => connection.as_mut().graceful_shutdown(),
+            // Whoever has a new certificate comes again with it.
+            () = handlers::passed(until) => connection.as_mut().graceful_shutdown(),
         }
+        let cut = until.map(|until| until.checked_add(GOODBYE).unwrap_or(until));
         tokio::select! {
             result = connection => result,
             () = self.cut_off.cancelled() => Ok(()),
             () = activity.idle(GOODBYE) => Err("nothing was asked for, or taken".into()),
+            () = handlers::passed(cut) => {
+                Err("the client's certificate has ended".into())
+            }
         }
     }
 }

@@ -21,6 +21,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Requests one call of [`all`] has open at once.
 const IN_FLIGHT: usize = 64;
 
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+
 /// What the controllers write as, like upstream's.
 pub const CONTROLLER_MANAGER: &str = "kube-controller-manager";
 pub const SCHEDULER: &str = "kube-scheduler";
@@ -257,17 +259,26 @@ impl Writer {
             .await
     }
 
+    /// Strategic merge patch: of a list with keys, such as a pod's conditions, only the entries in the patch change.
+    pub async fn merge_status(&self, target: &Target, patch: &Value) -> Result<Written, Error> {
+        self.patch_as(format!("{}/status", target.url()), patch, STRATEGIC)
+            .await
+    }
+
     async fn patch_url(&self, url: String, patch: &Value) -> Result<Written, Error> {
+        self.patch_as(url, patch, "application/merge-patch+json")
+            .await
+    }
+
+    async fn patch_as(
+        &self,
+        url: String,
+        patch: &Value,
+        kind: &'static str,
+    ) -> Result<Written, Error> {
         let body = encode(&url, patch)?;
         let uri = format!("{url}?fieldManager={}", self.manager);
-        self.send(
-            Method::PATCH,
-            url,
-            uri,
-            "application/merge-patch+json",
-            body,
-        )
-        .await
+        self.send(Method::PATCH, url, uri, kind, body).await
     }
 
     pub async fn delete(&self, target: &Target, options: Delete) -> Result<Written, Error> {

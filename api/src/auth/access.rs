@@ -56,6 +56,7 @@ impl Access {
         now: Timestamp,
     ) -> Result<User, Error> {
         let user = match connection {
+            Some(user) if user.has_expired(now) => return Err(Error::unauthorized()),
             Some(user) => user.clone(),
             None => match headers.get(http::header::AUTHORIZATION) {
                 Some(value) if !value.is_empty() => value

@@ -1,6 +1,8 @@
 //! The roles and bindings every cluster begins with: upstream's, from `facts/rbac.txt`, and ours. What is missing of them is
 //! put back at every start unless somebody forbade it by annotation, as upstream does; nothing is taken away. Pure.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::rbac::GROUP;
@@ -196,26 +198,37 @@ fn add_missing(new: &mut Object, path: &[&str], wanted: &Value) {
     }
 }
 
-/// The rules a role with an `aggregationRule` must have: those of every role it selects, by their names. `None` for a role
-/// that has no such rule.
+/// The rules a role with an `aggregationRule` must have: those of every role it selects, by their names, and where such a
+/// role gathers too, of those that it selects. `None` for a role that has no such rule.
+///
+/// What a gathering role has at the moment is not asked: roles that gather each other would pass the same rules on for ever.
 pub fn aggregated(role: &Value, all: &[Role<'_>]) -> Option<Vec<Value>> {
-    let selectors = role["aggregationRule"]["clusterRoleSelectors"].as_array()?;
-    let own = role["metadata"]["name"].as_str().unwrap_or_default();
+    role["aggregationRule"]["clusterRoleSelectors"].as_array()?;
     let mut rules: Vec<Value> = Vec::new();
-    // `all` is sorted by names, as the cache is.
-    for other in all.iter().filter(|other| other.name != own) {
-        let labels = &other.value["metadata"]["labels"];
-        if !selectors
-            .iter()
-            .any(|selector| label_selector::matches(selector, labels))
-        {
+    let mut seen = BTreeSet::new();
+    let mut next = vec![role];
+    while let Some(role) = next.pop() {
+        let name = role["metadata"]["name"].as_str().unwrap_or_default();
+        if !seen.insert(name) {
             continue;
         }
-        for rule in other.value["rules"].as_array().into_iter().flatten() {
-            if !rules.contains(rule) {
-                rules.push(rule.clone());
+        let Some(selectors) = role["aggregationRule"]["clusterRoleSelectors"].as_array() else {
+            for rule in role["rules"].as_array().into_iter().flatten() {
+                if !rules.contains(rule) {
+                    rules.push(rule.clone());
+                }
             }
-        }
+            continue;
+        };
+        let selected = all.iter().filter(|other| {
+            let labels = &other.value["metadata"]["labels"];
+            let mut selectors = selectors.iter();
+            selectors.any(|selector| label_selector::matches(selector, labels))
+        });
+        // `all` is sorted by names, as the cache is; the last one in is the first one out.
+        let before = next.len();
+        next.extend(selected.map(|other| other.value));
+        next[before..].reverse();
     }
     Some(rules)
 }
@@ -223,6 +236,46 @@ pub fn aggregated(role: &Value, all: &[Role<'_>]) -> Option<Vec<Value>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn roles_that_gather_each_other_come_to_rest() {
+        let rule =
+            |resource: &str| json!({"verbs": ["get"], "apiGroups": [""], "resources": [resource]});
+        let gathers = |name: &str| {
+            json!({"metadata": {"name": name, "labels": {"x": "y"}},
+                "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"x": "y"}}]}})
+        };
+        let mut roles = vec![
+            gathers("a"),
+            gathers("b"),
+            json!({"metadata": {"name": "c", "labels": {"x": "y"}}, "rules": [rule("pods"), rule("nodes")]}),
+        ];
+        // As they may have been left: in another order each, and with what nobody gives any longer.
+        roles[0]["rules"] = json!([rule("pods"), rule("gone"), rule("nodes")]);
+        roles[1]["rules"] = json!([rule("nodes"), rule("pods")]);
+        let round = |roles: &[Value]| -> Vec<Value> {
+            let all: Vec<Role<'_>> = roles
+                .iter()
+                .map(|value| Role {
+                    name: value["metadata"]["name"].as_str().unwrap_or_default(),
+                    value,
+                })
+                .collect();
+            let next = roles.iter().map(|role| {
+                let mut role = role.clone();
+                if let Some(rules) = aggregated(&role, &all) {
+                    role["rules"] = rules.into();
+                }
+                role
+            });
+            next.collect()
+        };
+        let once = round(&roles);
+        assert_eq!(round(&once), once, "they come to rest");
+        for role in &once {
+            assert_eq!(role["rules"], json!([rule("pods"), rule("nodes")]));
+        }
+    }
 
     #[test]
     fn every_cluster_begins_with_upstreams_roles() {

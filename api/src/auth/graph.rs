@@ -115,8 +115,9 @@ impl Graph {
         let same = old
             .zip(new)
             .is_some_and(|(old, new)| old.index.uid == new.index.uid);
-        // A pod's references never change once it is bound; most of its changes are its status.
-        if same && before == after && self.pods.contains_key(&at) != after.is_empty() {
+        // What a bound pod refers to changes with its ephemeral containers alone; most of its changes are its status.
+        let fixed = new.is_none_or(|new| !may_have_ephemeral_containers(&new.bytes));
+        if same && fixed && before == after && self.pods.contains_key(&at) != after.is_empty() {
             return;
         }
         if let Some((node, objects)) = self.pods.remove(&at) {
@@ -278,6 +279,11 @@ fn secret(namespace: &str, name: &Value) -> Option<Object> {
     })
 }
 
+/// Without reading all of it.
+fn may_have_ephemeral_containers(pod: &[u8]) -> bool {
+    std::str::from_utf8(pod).is_ok_and(|text| text.contains("\"ephemeralContainers\""))
+}
+
 /// Everything a pod refers to, each once. What a node may read because of a pod, and what a pod that a node makes by itself
 /// must not have.
 pub(crate) fn references(namespace: &Arc<str>, pod: &Value) -> Vec<Object> {
@@ -431,6 +437,19 @@ mod tests {
             let found: Vec<_> = found.iter().map(|o| (o.what, &*o.name)).collect();
             assert_eq!(found, [(What::Secret, "s")], "{volume}");
         }
+    }
+
+    #[test]
+    fn an_ephemeral_container_refers_to_what_it_came_with() {
+        let mut world = World(Graph::default(), HashMap::new());
+        world.put(PODS, "a", Some(pod("n1", "s")));
+        let mut debugged = pod("n1", "s");
+        debugged["spec"]["ephemeralContainers"] =
+            json!([{"name": "d", "envFrom": [{"secretRef": {"name": "late"}}]}]);
+        world.put(PODS, "a", Some(debugged));
+        assert!(world.secret("n1", "late") && world.secret("n1", "s"));
+        world.put(PODS, "a", None);
+        assert!(world.0.by_node.is_empty(), "nothing is left");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Carries out what [`super::decide`] says: one task per server that follows requests, and nodes because a request may wait
 //! for its Node object.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use types::well_known::{NAMESPACE_DEFAULT, NAMESPACE_NODE_LEASE, NAMESPACE_SYSTEM};
 
 use super::request::Request;
@@ -32,6 +33,9 @@ const LEASES: &str = "coordination.k8s.io/leases";
 /// A node that renewed its lease no later than this ago is alive.
 const SILENT: jiff::SignedDuration = jiff::SignedDuration::from_secs(40);
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Requests that may be approved later, by name, and the node each is about.
+type Waiting = BTreeMap<String, Option<String>>;
 
 /// Approves and signs until the server stops.
 pub(crate) async fn run(api: Arc<Api>, pki: Pki) {
@@ -58,56 +62,72 @@ async fn follow(api: &Api, pki: &Pki) -> Result<(), Error> {
     let snapshot = api.cache.snapshot(STORAGE);
     let mut requests = api.cache.watch(STORAGE, snapshot.revision)?;
     let mut nodes = api.cache.watch("nodes", snapshot.revision)?;
-    // Names of requests that may be approved later.
-    let mut waiting = BTreeSet::new();
+    let mut waiting = Waiting::new();
     for stored in snapshot.iter() {
         look(api, pki, &stored.key.name, &mut waiting).await;
     }
+    let mut all_again = Instant::now() + LOOK_AGAIN;
     loop {
         tokio::select! {
             event = requests.next() => {
                 let Some(event) = event else { return Ok(()) };
                 look(api, pki, &event.object.key.name, &mut waiting).await;
-                continue;
             }
             event = nodes.next() => {
-                if event.is_none() {
-                    return Ok(());
+                let Some(event) = event else { return Ok(()) };
+                let mut changed = BTreeSet::from([event.object.key.name.to_string()]);
+                while let Some(event) = nodes.try_next() {
+                    changed.insert(event.object.key.name.to_string());
                 }
-                while nodes.try_next().is_some() {}
+                for name in of_nodes(&waiting, &changed) {
+                    look(api, pki, &name, &mut waiting).await;
+                }
             }
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
-        }
-        for name in std::mem::take(&mut waiting) {
-            look(api, pki, &name, &mut waiting).await;
+            () = tokio::time::sleep_until(all_again) => {
+                let names: Vec<String> = waiting.keys().cloned().collect();
+                for name in names {
+                    look(api, pki, &name, &mut waiting).await;
+                }
+                all_again = Instant::now() + LOOK_AGAIN;
+            }
         }
     }
 }
 
 /// Does what is to be done with one request; what fails for now is tried again.
-async fn look(api: &Api, pki: &Pki, name: &str, waiting: &mut BTreeSet<String>) {
+async fn look(api: &Api, pki: &Pki, name: &str, waiting: &mut Waiting) {
+    waiting.remove(name);
     // Approving is one write and signing the next; each is decided on the newest state.
     for _ in 0..3 {
         match step(api, pki, name).await {
             Ok(Step::Done) => return,
-            Ok(Step::Wait) => {
-                waiting.insert(name.to_owned());
+            Ok(Step::Wait(node)) => {
+                waiting.insert(name.to_owned(), node);
                 return;
             }
             Ok(Step::Again) => {}
             Err(error) => {
                 tracing::warn!(request = name, %error, "Could not work on a CertificateSigningRequest");
-                waiting.insert(name.to_owned());
+                waiting.insert(name.to_owned(), None);
                 return;
             }
         }
     }
-    waiting.insert(name.to_owned());
+    waiting.insert(name.to_owned(), None);
+}
+
+/// Requests that wait for one of these nodes.
+fn of_nodes(waiting: &Waiting, nodes: &BTreeSet<String>) -> Vec<String> {
+    let of = waiting
+        .iter()
+        .filter(|(_, node)| node.as_ref().is_some_and(|node| nodes.contains(node)));
+    of.map(|(name, _)| name.clone()).collect()
 }
 
 enum Step {
     Done,
-    Wait,
+    /// For this node, if it is one that names a node.
+    Wait(Option<String>),
     Again,
 }
 
@@ -134,7 +154,12 @@ async fn step(api: &Api, pki: &Pki, name: &str) -> Result<Step, Error> {
     let mut new = csr.clone();
     match decide(&csr, &Cluster { api }) {
         Action::Leave => return Ok(Step::Done),
-        Action::Wait => return Ok(Step::Wait),
+        Action::Wait => {
+            let request = Request::parse(csr.str_at(&["spec", "request"]).unwrap_or_default());
+            let request = request.ok();
+            let node = request.as_ref().and_then(|request| request.node());
+            return Ok(Step::Wait(node.map(str::to_owned)));
+        }
         Action::Approve(message) => {
             registry.door = Door::Subresource("approval");
             condition(&mut new, "Approved", "AutoApproved", message);
@@ -316,5 +341,23 @@ impl Facts for Cluster<'_> {
                 let other: Value = serde_json::from_slice(&other.bytes).unwrap_or_default();
                 addresses(&other).contains(&address)
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_changes_wakes_only_what_is_about_it() {
+        let about = |name: &str, node: Option<&str>| (name.to_owned(), node.map(str::to_owned));
+        let waiting = Waiting::from([
+            about("a", Some("n1")),
+            about("b", Some("n2")),
+            about("c", None),
+            about("d", Some("n1")),
+        ]);
+        let changed = BTreeSet::from(["n1".to_owned(), "n3".to_owned()]);
+        assert_eq!(of_nodes(&waiting, &changed), ["a", "d"]);
     }
 }

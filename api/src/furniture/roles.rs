@@ -14,7 +14,7 @@ use crate::object::Object;
 use crate::registry::Change;
 use crate::status::{Error, Reason};
 
-/// Roles may gather roles that gather; those of a loop are left as they are after so many rounds.
+/// One round does it, unless others write at the same time.
 const ROUNDS: usize = 16;
 
 pub(super) async fn place(api: &Api) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::request::Parts;
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Api;
 use super::negotiate::{self, Accept, Format, Shape};
@@ -132,6 +132,22 @@ impl<'a> Call<'a> {
             }
         };
         self.format(status, bytes, definition)
+    }
+
+    /// What is answered where something was done and nothing is there to show.
+    pub(crate) fn created(&self) -> Result<Reply, Error> {
+        let status = json!({
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Success",
+            "code": 201,
+        });
+        self.format(
+            http::StatusCode::CREATED,
+            status.to_string().into(),
+            "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
+        )
     }
 
     /// Finished JSON in the format the client asked for.

@@ -9,6 +9,7 @@ use futures::FutureExt as _;
 use http::{HeaderMap, Method};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use types::well_known::{GROUP_MASTERS, NAMESPACE_SYSTEM};
 
 use crate::auth::User;
 use crate::status::Error;
@@ -61,8 +62,9 @@ pub(super) async fn make_room<'a>(
     let semaphore = match *method {
         Method::GET | Method::HEAD => &room.reads,
         _ => {
-            let of_the_cluster = user.name.starts_with("system:");
-            if of_the_cluster && let Ok(permit) = room.reserve.try_acquire() {
+            if is_of_the_cluster(user)
+                && let Ok(permit) = room.reserve.try_acquire()
+            {
                 return Ok(permit);
             }
             &room.writes
@@ -72,6 +74,15 @@ pub(super) async fn make_room<'a>(
         Ok(Ok(permit)) => Ok(permit),
         _ => Err(busy()),
     }
+}
+
+/// Whoever keeps the cluster going: nobody else may use up what is kept for them.
+fn is_of_the_cluster(user: &User) -> bool {
+    let account = User::as_service_account(&user.name);
+    user.is_in(GROUP_MASTERS)
+        || user.node().is_some()
+        || user.name.starts_with("system:kube-")
+        || account.is_some_and(|(namespace, _)| namespace == NAMESPACE_SYSTEM)
 }
 
 fn busy() -> Error {
@@ -114,6 +125,37 @@ impl Default for Room {
             writes: Semaphore::new(WRITES),
             reserve: Semaphore::new(RESERVE),
             bodies: Semaphore::new(BODIES),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_for_the_cluster_is_not_every_pods() {
+        for (user, expect) in [
+            (User::admin(), true),
+            (User::component("system:kube-scheduler"), true),
+            (
+                User::service_account("kube-system", "replicaset-controller"),
+                true,
+            ),
+            (
+                User::authenticated("system:node:n1", &["system:nodes"]),
+                true,
+            ),
+            (User::service_account("default", "default"), false),
+            (User::authenticated("system:node:n1", &[]), false),
+            (
+                User::authenticated("system:bootstrap:abcdef", &["system:bootstrappers"]),
+                false,
+            ),
+            (User::anonymous(), false),
+            (User::authenticated("bob", &[]), false),
+        ] {
+            assert_eq!(is_of_the_cluster(&user), expect, "{}", user.name);
         }
     }
 }

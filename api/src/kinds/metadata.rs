@@ -14,6 +14,11 @@ use crate::status::Cause;
 
 /// Bytes of all annotations of one object, keys and values.
 const ANNOTATIONS_MAX: usize = 256 * 1024;
+/// Bytes of a name.
+///
+/// Differs from Kubernetes: some kinds have no limit there but the store's. Here an index of Postgres takes no more than
+/// 2,704 bytes for resource, namespace and name together, and every store takes the same.
+pub const NAME_MAX: usize = 1_024;
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 const METADATA: Path<'static> = Path::ROOT;
@@ -42,6 +47,9 @@ pub fn validate(kind: &Kind, new: &Object) -> Vec<Cause> {
     } else {
         for why in rule.judge(new.name()) {
             causes.push(Cause::invalid(meta.key("name"), &new.name().into(), &why));
+        }
+        if causes.is_empty() && new.name().len() > NAME_MAX {
+            causes.push(Cause::too_long(meta.key("name"), NAME_MAX));
         }
     }
     validate_namespace(kind, new, &mut causes);
@@ -224,6 +232,24 @@ mod tests {
 
     fn fields(causes: &[Cause]) -> Vec<&str> {
         causes.iter().map(|cause| cause.field.as_str()).collect()
+    }
+
+    #[test]
+    fn a_name_without_a_rule_has_an_end() {
+        let kind = table()
+            .find("rbac.authorization.k8s.io", "v1", "roles")
+            .expect("served");
+        let of = |length: usize| {
+            validate(
+                kind,
+                &object(json!({"name": "r".repeat(length), "namespace": "default"})),
+            )
+        };
+        assert_eq!(of(NAME_MAX), []);
+        assert_eq!(
+            of(NAME_MAX + 1),
+            [Cause::too_long("metadata.name", NAME_MAX)]
+        );
     }
 
     #[test]

@@ -43,8 +43,11 @@ use self::publisher::Publisher;
 use self::writer::Writer;
 use super::queue::{Health, Limits, Queue};
 use super::seal::Sealer;
-use super::{Error, Indexer, Operation, Revision, Store, Stored};
+use super::{Error, Indexer, Key, Operation, Revision, Store, Stored};
 use crate::cache::{self, Cache};
+
+/// Bytes of a key. A B-tree's entry takes 2,704, and has headers.
+const MOST_KEY: usize = 2_000;
 
 /// Where a database is and how to get in: one place, or several of which one at a time is writable. Never prints the
 /// password.
@@ -308,6 +311,13 @@ impl Postgres {
     }
 }
 
+/// Text in Postgres has no zeros, and an entry of an index has an end.
+fn fits(key: &Key) -> bool {
+    let parts = [&*key.resource, &*key.namespace, &*key.name];
+    let size: usize = parts.iter().map(|part| part.len()).sum();
+    size <= MOST_KEY && !parts.iter().any(|part| part.contains('\0'))
+}
+
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.closing.cancel();
@@ -324,14 +334,13 @@ impl Store for Postgres {
         if operations.is_empty() {
             return Ok(Vec::new());
         }
-        // Text in Postgres has no zeros. One such name must not fail what others commit at the same time.
-        let zero = |text: &str| text.contains('\0');
-        let bad = operations.iter().find(|operation| {
-            let key = &operation.key;
-            zero(&key.resource) || zero(&key.namespace) || zero(&key.name)
-        });
-        if let Some(operation) = bad {
-            let why = format!("no name can be {:?}", operation.key.name);
+        // One bad name must not fail what others commit at the same time.
+        if let Some(operation) = operations.iter().find(|operation| !fits(&operation.key)) {
+            let shown: String = operation.key.name.chars().take(64).collect();
+            let why = format!(
+                "no name can be {shown:?} ({} bytes)",
+                operation.key.name.len()
+            );
             return Err(Error::Unavailable(why));
         }
         self.queue.commit(operations, || self.closed()).await
@@ -369,6 +378,13 @@ impl Store for Postgres {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_fits_into_an_index() {
+        let key = |length| Key::new("roles", "default", &"x".repeat(length));
+        assert!(fits(&key(1_988)) && !fits(&key(1_989)));
+        assert!(!fits(&Key::new("roles", "default", "a\0b")));
+    }
 
     #[test]
     fn an_address_never_shows_its_password() {

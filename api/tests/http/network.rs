@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use api::{Config, Handle};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ListParams, PostParams, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
+use rcgen::{CertificateParams, DnType, KeyPair};
 
 use crate::support::configmap;
 
@@ -96,4 +99,52 @@ async fn shutting_down_ends_watches_cleanly_and_soon() {
     let (stopped, rest) = tokio::join!(stopped, stream.try_collect::<Vec<_>>());
     stopped.expect("in time");
     rest.expect("a clean end");
+}
+
+/// An administrator whose certificate is good for `life`.
+#[expect(clippy::disallowed_methods, reason = "TLS reads the real clock")]
+async fn administrator_for(handle: &Handle, life: Duration) -> Client {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let names = &mut params.distinguished_name;
+    names.push(DnType::OrganizationName, "system:masters");
+    names.push(DnType::CommonName, "brief");
+    let key = KeyPair::generate().expect("a key");
+    let request = params.serialize_request(&key).expect("a request");
+    let usages = ["digital signature", "client auth"];
+    let signed = handle
+        .pki()
+        .sign(request.der(), &usages, life, jiff::Timestamp::now());
+    let certificate = STANDARD.encode(signed.expect("signed"));
+    let key = STANDARD.encode(key.serialize_pem());
+    let text = std::fs::read_to_string(handle.kubeconfig()).expect("a kubeconfig");
+    let mut config: serde_json::Value = serde_norway::from_str(&text).expect("YAML");
+    let user = &mut config["users"][0]["user"];
+    user["client-certificate-data"] = certificate.into();
+    user["client-key-data"] = key.into();
+    let config = Kubeconfig::from_yaml(&config.to_string()).expect("a kubeconfig");
+    let options = KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(config, &options).await;
+    Client::try_from(config.expect("a configuration")).expect("a client")
+}
+
+#[tokio::test]
+async fn a_connection_does_not_outlive_the_certificate_it_began_with() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let handle = start(directory.path()).await;
+    let client = administrator_for(&handle, Duration::from_secs(6)).await;
+    let maps: Api<ConfigMap> = Api::default_namespaced(client);
+    maps.list(&ListParams::default())
+        .await
+        .expect("while it is good");
+    let refused = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        // On the connection there is, as long as it is one.
+        while maps.list(&ListParams::default()).await.is_ok() {
+            tick.tick().await;
+        }
+    };
+    let refused = tokio::time::timeout(Duration::from_secs(30), refused);
+    refused.await.expect("it ends with the certificate");
+    handle.shutdown().await;
 }

@@ -274,20 +274,24 @@ fn unready(pod: &Arc<Pod>, now: Timestamp) -> Option<Action> {
     if !pod.is_ready() {
         return None;
     }
-    let mut conditions = pod.status.conditions.clone();
     let ready = pod.condition("Ready")?.clone();
-    condition::set(
-        &mut conditions,
-        PodCondition {
-            status: "False".to_owned(),
-            last_transition_time: Some(Time(now)),
-            ..ready
-        },
-    );
+    let condition = PodCondition {
+        status: "False".to_owned(),
+        last_transition_time: Some(Time(now)),
+        ..ready
+    };
     Some(Action::MarkUnready {
         pod: pod.metadata.key(),
-        patch: json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": conditions}}),
+        patch: with_condition(pod, condition),
     })
+}
+
+/// A strategic merge patch with this one condition: the others are the node's, which may be writing them.
+fn with_condition(pod: &Pod, new: PodCondition) -> Value {
+    let mut conditions: Vec<PodCondition> =
+        pod.condition(&new.type_).cloned().into_iter().collect();
+    condition::set(&mut conditions, new);
+    json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": conditions}})
 }
 
 #[cfg(test)]
@@ -301,6 +305,28 @@ mod tests {
             "status": {"conditions": [{"type": "Ready", "status": "True"}]}
         }))
         .expect("a node")
+    }
+
+    #[test]
+    fn of_a_pods_conditions_only_the_one_that_is_ours_is_written() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "uid": "u"},
+            "status": {"conditions": [{"type": "Initialized", "status": "True"},
+                {"type": "Ready", "status": "True", "reason": "Yes"}]}
+        }))
+        .expect("a pod");
+        let Some(Action::MarkUnready { patch, .. }) = unready(&Arc::new(pod), at(100)) else {
+            panic!("it was ready");
+        };
+        let conditions = patch["status"]["conditions"].as_array().expect("a list");
+        let [ready] = conditions.as_slice() else {
+            panic!("others' conditions: {patch}");
+        };
+        assert_eq!(
+            (&ready["type"], &ready["status"]),
+            (&json!("Ready"), &json!("False"))
+        );
+        assert_eq!(ready["lastTransitionTime"], "1970-01-01T00:01:40Z");
     }
 
     fn at(second: i64) -> Timestamp {

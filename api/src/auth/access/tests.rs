@@ -165,3 +165,17 @@ async fn a_write_is_seen_by_the_next_question() {
         .expect("committed");
     assert!(ask(&access, &bob, &Method::GET, path).is_err());
 }
+
+#[tokio::test]
+async fn a_certificate_that_has_ended_since_the_handshake_says_nothing() {
+    let (_store, access) = access(Vec::new()).await;
+    let at = |second| Timestamp::from_second(second).expect("a time");
+    let user = User {
+        until: Some(at(100)),
+        ..User::admin()
+    };
+    let ask = |now| access.authenticate(Some(&user), &HeaderMap::new(), at(now));
+    assert_eq!(ask(100).expect("good to the last second").name, user.name);
+    let error = ask(101).expect_err("it has ended");
+    assert_eq!(error.reason, crate::status::Reason::Unauthorized);
+}

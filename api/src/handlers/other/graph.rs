@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::stream::{self, StreamExt as _};
 use http::StatusCode;
 use http_body_util::{BodyExt as _, Limited};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::handlers::Api;
 use crate::handlers::reply::Reply;
@@ -20,7 +20,8 @@ const AT_ONCE: usize = 32;
 /// How long one node may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Of one node's picture.
-const MOST: usize = 32 << 20;
+const MOST: usize = 2 << 20;
+const BUCKETS: &str = "durationBuckets";
 /// Sums of counters: what can be added.
 const SUMS: [&str; 8] = [
     "connections",
@@ -36,16 +37,20 @@ const SUMS: [&str; 8] = [
 pub(super) async fn serve(api: &Arc<Api>) -> Result<Reply, Error> {
     let nodes = api.cache.snapshot("nodes");
     let names: Vec<String> = nodes.iter().map(|node| node.key.name.to_string()).collect();
-    let pictures: Vec<(String, Result<Value, String>)> = stream::iter(names)
+    let pictures = stream::iter(names)
         .map(|name| async move {
             let picture = tokio::time::timeout(PATIENCE, ask(api, &name)).await;
             let picture = picture.unwrap_or_else(|_| Err("it did not answer in time".to_owned()));
             (name, picture)
         })
-        .buffer_unordered(AT_ONCE)
-        .collect()
-        .await;
-    Ok(Reply::value(StatusCode::OK, &join(pictures)))
+        .buffer_unordered(AT_ONCE);
+    // Added up as they come: what all nodes say at once could be much.
+    let mut whole = Whole::default();
+    let mut pictures = std::pin::pin!(pictures);
+    while let Some((node, picture)) = pictures.next().await {
+        whole.add(node, picture);
+    }
+    Ok(Reply::value(StatusCode::OK, &whole.finish()))
 }
 
 async fn ask(api: &Api, node: &str) -> Result<Value, String> {
@@ -60,98 +65,134 @@ async fn ask(api: &Api, node: &str) -> Result<Value, String> {
     serde_json::from_slice(&body).map_err(|error| error.to_string())
 }
 
-/// Adds up what the nodes have seen, and says which did not tell. Pure.
-fn join(mut pictures: Vec<(String, Result<Value, String>)>) -> Value {
-    pictures.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut edges: BTreeMap<String, Value> = BTreeMap::new();
-    let (mut told, mut silent) = (Vec::new(), Vec::new());
-    let mut bounds = Vec::new();
-    for (node, picture) in pictures {
+/// What the nodes that have answered saw. They are not trusted: what has no such form is passed over.
+#[derive(Default)]
+struct Whole {
+    edges: BTreeMap<String, Edge>,
+    told: Vec<String>,
+    silent: BTreeMap<String, String>,
+}
+
+/// A sum, and what its buckets mean.
+struct Edge {
+    sum: Map<String, Value>,
+    bounds: Arc<[u64]>,
+}
+
+// === impl Whole ===
+
+impl Whole {
+    fn add(&mut self, node: String, picture: Result<Value, String>) {
         let mut picture = match picture {
-            Ok(picture) => picture,
+            Ok(Value::Object(picture)) => picture,
+            Ok(_) => {
+                let why = "it answered something that is no picture".to_owned();
+                self.silent.insert(node, why);
+                return;
+            }
             Err(why) => {
-                silent.push(json!({ "node": node, "message": why }));
-                continue;
+                self.silent.insert(node, why);
+                return;
             }
         };
-        told.push(node);
-        if let Value::Array(known) = picture["bucketBoundsMicroseconds"].take() {
-            bounds = known;
-        }
-        let Value::Array(more) = picture["edges"].take() else {
-            continue;
+        self.told.push(node);
+        let bounds = picture.get("bucketBoundsMicroseconds").map(numbers);
+        let bounds: Arc<[u64]> = bounds.unwrap_or_default().into();
+        let Some(Value::Array(edges)) = picture.remove("edges") else {
+            return;
         };
-        for edge in more {
+        for edge in edges {
+            let Value::Object(edge) = edge else {
+                continue;
+            };
+            let part = |name| edge.get(name).unwrap_or(&Value::Null);
             let key = format!(
                 "{} {} {}",
-                edge["source"], edge["destination"], edge["security"]
+                part("source"),
+                part("destination"),
+                part("security")
             );
-            match edges.get_mut(&key) {
-                Some(sum) => add(sum, &edge),
+            match self.edges.get_mut(&key) {
+                Some(sum) => sum.add(&edge, &bounds),
                 None => {
-                    edges.insert(key, edge);
+                    let bounds = Arc::clone(&bounds);
+                    self.edges.insert(key, Edge { sum: edge, bounds });
                 }
             }
         }
     }
-    let edges: Vec<Value> = edges
-        .into_values()
-        .map(|edge| finish(edge, &bounds))
-        .collect();
-    json!({
-        "kind": "ServiceGraph",
-        "apiVersion": "coracle.dev/v1",
-        "nodes": told,
-        "unavailable": silent,
-        "edges": edges,
-    })
-}
 
-fn add(sum: &mut Value, edge: &Value) {
-    for name in SUMS {
-        let (a, b) = (&sum[name], &edge[name]);
-        sum[name] = match (a.as_u64(), b.as_u64()) {
-            (Some(a), Some(b)) => json!(a.saturating_add(b)),
-            _ => json!(a.as_f64().unwrap_or(0.0) + b.as_f64().unwrap_or(0.0)),
-        };
-    }
-    if let (Some(a), Some(b)) = (
-        sum["durationBuckets"].as_array(),
-        edge["durationBuckets"].as_array(),
-    ) {
-        let added: Vec<u64> = a
-            .iter()
-            .zip(b)
-            .map(|(a, b)| a.as_u64().unwrap_or(0) + b.as_u64().unwrap_or(0))
+    /// What was seen, and which nodes did not tell.
+    fn finish(mut self) -> Value {
+        self.told.sort_unstable();
+        let silent = self.silent.into_iter();
+        let silent: Vec<Value> = silent
+            .map(|(node, why)| json!({ "node": node, "message": why }))
             .collect();
-        sum["durationBuckets"] = json!(added);
+        let edges: Vec<Value> = self.edges.into_values().map(Edge::finish).collect();
+        json!({
+            "kind": "ServiceGraph",
+            "apiVersion": "coracle.dev/v1",
+            "nodes": self.told,
+            "unavailable": silent,
+            "edges": edges,
+        })
     }
 }
 
-/// Quantiles instead of buckets, which nobody reads.
-fn finish(mut edge: Value, bounds: &[Value]) -> Value {
-    let buckets: Vec<u64> = edge["durationBuckets"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|count| count.as_u64().unwrap_or(0))
-        .collect();
-    let bounds: Vec<u64> = bounds.iter().filter_map(Value::as_u64).collect();
-    if let Some(fields) = edge.as_object_mut() {
-        fields.remove("durationBuckets");
-        for (name, part) in [("p50Seconds", 0.5), ("p99Seconds", 0.99)] {
-            if let Some(seconds) = quantile(&buckets, &bounds, part) {
-                fields.insert(name.to_owned(), json!(seconds));
+// === impl Edge ===
+
+impl Edge {
+    fn add(&mut self, more: &Map<String, Value>, bounds: &Arc<[u64]>) {
+        for name in SUMS {
+            let (a, b) = (self.sum.get(name), more.get(name));
+            let whole = |value: Option<&Value>| value.map_or(Some(0), Value::as_u64);
+            let sum = match (whole(a), whole(b)) {
+                (Some(a), Some(b)) => json!(a.saturating_add(b)),
+                _ => {
+                    let number = |value: Option<&Value>| value.and_then(Value::as_f64);
+                    json!(number(a).unwrap_or(0.0) + number(b).unwrap_or(0.0))
+                }
+            };
+            if a.is_some() || b.is_some() {
+                self.sum.insert(name.to_owned(), sum);
             }
         }
+        // Who counts in other buckets cannot be added.
+        if self.bounds != *bounds {
+            return;
+        }
+        if let (Some(a), Some(b)) = (self.sum.get(BUCKETS), more.get(BUCKETS)) {
+            let (a, b) = (numbers(a).into_iter(), numbers(b).into_iter());
+            let added: Vec<u64> = a.zip(b).map(|(a, b)| a.saturating_add(b)).collect();
+            self.sum.insert(BUCKETS.to_owned(), json!(added));
+        }
     }
-    edge
+
+    /// Quantiles instead of buckets, which nobody reads.
+    fn finish(mut self) -> Value {
+        let buckets = self.sum.remove(BUCKETS).as_ref().map(numbers);
+        let buckets = buckets.unwrap_or_default();
+        for (name, part) in [("p50Seconds", 0.5), ("p99Seconds", 0.99)] {
+            if let Some(seconds) = quantile(&buckets, &self.bounds, part) {
+                self.sum.insert(name.to_owned(), json!(seconds));
+            }
+        }
+        self.sum.into()
+    }
+}
+
+/// A list of counts; what is none counts as zero.
+fn numbers(list: &Value) -> Vec<u64> {
+    let list = list.as_array().into_iter().flatten();
+    list.map(|number| number.as_u64().unwrap_or(0)).collect()
 }
 
 /// By linear interpolation within the bucket, as Prometheus estimates; `None` without requests.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn quantile(buckets: &[u64], bounds: &[u64], part: f64) -> Option<f64> {
-    let total: u64 = buckets.iter().sum();
+    let total = buckets.iter().fold(0u64, |sum, n| sum.saturating_add(*n));
+    let last = *bounds.last()?;
     if total == 0 {
         return None;
     }
@@ -160,9 +201,8 @@ fn quantile(buckets: &[u64], bounds: &[u64], part: f64) -> Option<f64> {
     for (at, count) in buckets.iter().enumerate() {
         let count = *count as f64;
         if below + count >= wanted && count > 0.0 {
-            let low = at
-                .checked_sub(1)
-                .map_or(0, |at| bounds[at.min(bounds.len() - 1)]) as f64;
+            let below_it = |at: usize| bounds.get(at).copied().unwrap_or(last);
+            let low = at.checked_sub(1).map_or(0, below_it) as f64;
             // Beyond the last bound nothing is known but that.
             let high = bounds.get(at).map_or(low, |bound| *bound as f64);
             let micros = low + (high - low) * ((wanted - below) / count);
@@ -186,14 +226,54 @@ mod tests {
         })
     }
 
+    fn join(pictures: Vec<(&str, Result<Value, String>)>) -> Value {
+        let mut whole = Whole::default();
+        for (node, picture) in pictures {
+            whole.add(node.to_owned(), picture);
+        }
+        whole.finish()
+    }
+
+    #[test]
+    fn one_nodes_nonsense_spoils_nobody_elses_picture() {
+        let good = json!({"bucketBoundsMicroseconds": [1000, 2000], "edges": [edge(3, [0, 3, 0])]});
+        let alone = join(vec![("good", Ok(good.clone()))]);
+        for bad in [
+            json!({"edges": [edge(3, [0, 3, 0])]}),
+            json!({"bucketBoundsMicroseconds": [], "edges": [edge(3, [u64::MAX, u64::MAX, 1])]}),
+            json!({"bucketBoundsMicroseconds": "x", "edges": ["x", 1, null, [], {}]}),
+            json!({"bucketBoundsMicroseconds": [1], "edges": [{"durationBuckets": {"a": 1}, "requests": "x"}]}),
+            json!({"edges": "x"}),
+            json!("x"),
+            json!(null),
+        ] {
+            let bad_first = vec![("bad", Ok(bad.clone())), ("good", Ok(good.clone()))];
+            let bad_last = vec![("good", Ok(good.clone())), ("bad", Ok(bad.clone()))];
+            for pictures in [bad_first, bad_last, vec![("bad", Ok(bad.clone()))]] {
+                join(pictures);
+            }
+            let both = join(vec![("good", Ok(good.clone())), ("bad", Ok(bad.clone()))]);
+            let edges = both["edges"].as_array().expect("edges");
+            let edge = edges
+                .iter()
+                .find(|edge| edge["source"]["workload"] == "web");
+            let edge = edge.expect("the good one's");
+            assert_eq!(edge["p50Seconds"], alone["edges"][0]["p50Seconds"], "{bad}");
+        }
+        let most = json!({"bucketBoundsMicroseconds": [1000, 2000],
+            "edges": [edge(u64::MAX, [u64::MAX; 3])]});
+        let both = join(vec![("a", Ok(most.clone())), ("b", Ok(most))]);
+        assert_eq!(both["edges"][0]["requests"], json!(u64::MAX));
+    }
+
     #[test]
     fn what_two_nodes_saw_adds_up_and_who_is_silent_is_named() {
         let picture =
             |edge: Value| json!({"bucketBoundsMicroseconds": [1000, 2000], "edges": [edge]});
         let graph = join(vec![
-            ("n2".to_owned(), Ok(picture(edge(3, [0, 3, 0])))),
-            ("n1".to_owned(), Ok(picture(edge(1, [1, 0, 0])))),
-            ("n3".to_owned(), Err("it did not answer in time".to_owned())),
+            ("n2", Ok(picture(edge(3, [0, 3, 0])))),
+            ("n1", Ok(picture(edge(1, [1, 0, 0])))),
+            ("n3", Err("it did not answer in time".to_owned())),
         ]);
         assert_eq!(graph["nodes"], json!(["n1", "n2"]));
         assert_eq!(graph["unavailable"][0]["node"], "n3");

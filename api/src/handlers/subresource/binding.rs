@@ -1,6 +1,5 @@
 //! `binding`: the scheduler's one write, a node name for a pod that has none.
 
-use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::handlers::Call;
@@ -58,18 +57,7 @@ pub(super) async fn bind_object(
             assign(pod, binding, &target, &name, now).map(|new| Change { new, owned: true })
         })
         .await?;
-    let status = json!({
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Success",
-        "code": 201,
-    });
-    call.format(
-        StatusCode::CREATED,
-        status.to_string().into(),
-        "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
-    )
+    call.created()
 }
 
 /// The node a binding names.

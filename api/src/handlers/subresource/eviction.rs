@@ -4,7 +4,6 @@
 //! compare-and-set, before the pod is marked and deleted. Nothing is guessed: a budget whose status is behind its spec
 //! refuses for now.
 
-use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::handlers::Call;
@@ -56,14 +55,7 @@ pub(super) async fn evict(call: &Call<'_>, body: &[u8]) -> Result<Reply, Error> 
         mark(call, unready, &mut deletion).await?;
     }
     registry.delete(&call.path.name, &deletion).await?;
-    let status = json!({
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Success",
-        "code": 201,
-    });
-    Ok(Reply::value(StatusCode::CREATED, &status))
+    call.created()
 }
 
 /// How a pod may go.
@@ -143,7 +135,7 @@ async fn ask_budget(call: &Call<'_>, pod: &Object, dry_run: bool) -> Result<Leav
     let labels = pod.at(&["metadata", "labels"]).unwrap_or(&none);
     let mut covering = snapshot.in_namespace(call.namespace()).filter(|stored| {
         let budget: Value = serde_json::from_slice(&stored.bytes).unwrap_or_default();
-        label_selector::matches(&budget["spec"]["selector"], labels)
+        covers(&budget, labels)
     });
     let Some(stored) = covering.next() else {
         return Ok(Leave::Granted);
@@ -181,6 +173,12 @@ async fn ask_budget(call: &Call<'_>, pod: &Object, dry_run: bool) -> Result<Leav
         Err(error) if error.reason == Reason::NotFound => Ok(Leave::Granted),
         done => done.map(|_| Leave::Granted),
     }
+}
+
+/// An empty selector covers all pods, none covers nothing.
+fn covers(budget: &Value, labels: &Value) -> bool {
+    let selector = &budget["spec"]["selector"];
+    selector.is_object() && label_selector::matches(selector, labels)
 }
 
 /// A pod that is not ready is no loss when the budget says so, or when enough others are healthy.
@@ -339,6 +337,17 @@ mod tests {
         assert_eq!(left.at(&["status", "disruptedPods", "p"]), Some(&at));
         let condition = &left.list_at(&["status", "conditions"])[0];
         assert_eq!(condition["reason"], "InsufficientPods");
+    }
+
+    #[test]
+    fn a_budget_without_a_selector_covers_nothing_and_one_that_is_empty_everything() {
+        let labels = json!({"app": "a"});
+        let covers = |spec: Value| covers(&json!({"spec": spec}), &labels);
+        assert!(!covers(json!({"minAvailable": 1})));
+        assert!(!covers(json!({"selector": null})));
+        assert!(covers(json!({"selector": {}})));
+        assert!(covers(json!({"selector": {"matchLabels": {"app": "a"}}})));
+        assert!(!covers(json!({"selector": {"matchLabels": {"app": "b"}}})));
     }
 
     #[test]

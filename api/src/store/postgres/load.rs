@@ -1,6 +1,7 @@
 //! Reads the database: all of it at start, and the log after a revision from then on. Writes nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -11,11 +12,11 @@ use tokio::time::timeout;
 use super::connect::{Failure, judge};
 use super::publisher::{self, Publisher};
 use crate::cache::{Loaded, Mark};
-use crate::store::load::{Counters, Entry, Rows, signed, unsigned};
+use crate::store::load::{Counters, Entry, Rows, broken, signed, unsigned};
 use crate::store::seal::Sealer;
 use crate::store::{Error, Indexer, Key, Revision};
 
-/// Rows of the log that are read at once.
+/// Rows of the log that are read at once, when all is well.
 const STEP: u64 = 256;
 /// For one such step: a network that swallows must not be waited for.
 const LOOK: Duration = Duration::from_secs(10);
@@ -31,6 +32,10 @@ pub(super) enum Tail {
     Lost(Revision),
 }
 
+/// How many rows are read at once. Objects may be large and the way to the database slow: a step that did not come in time
+/// is half as long the next time, whoever tries it.
+pub(super) struct Step(AtomicU64);
+
 /// The log after the cache, a step at a time. One statement sees one state: the change's own row, and where it led to —
 /// the object as it is, or what the next change of it replaced.
 const LOG: &str = "SELECT m.revision, h.revision, h.created, h.resource, h.namespace, h.name, \
@@ -43,6 +48,27 @@ const LOG: &str = "SELECT m.revision, h.revision, h.created, h.resource, h.names
         WHERE o.revision IS NULL AND h.last IS NULL AND c.created = h.created AND c.revision > h.revision \
         ORDER BY c.revision LIMIT 1) n ON true \
     ORDER BY h.revision";
+
+// === impl Step ===
+
+impl Default for Step {
+    fn default() -> Self {
+        Self(AtomicU64::new(STEP))
+    }
+}
+
+impl Step {
+    /// The length of one that begins now. It counts as failed until it is [`Step::done`].
+    fn begin(&self) -> u64 {
+        let step = self.0.load(Ordering::Relaxed);
+        self.0.store((step / 2).max(1), Ordering::Relaxed);
+        step
+    }
+
+    fn done(&self, step: u64) {
+        self.0.store((step * 2).min(STEP), Ordering::Relaxed);
+    }
+}
 
 pub(super) async fn load(
     connection: &mut PgConnection,
@@ -122,15 +148,17 @@ pub(super) async fn follow(
 ) -> Result<Tail, Failure> {
     loop {
         let after = publisher.cache().revision();
+        let step = publisher.step().begin();
         let rows = sqlx::query(LOG)
             .bind(signed(after))
-            .bind(signed(after + STEP))
+            .bind(signed(after + step))
             .fetch_all(&mut *connection);
         let rows = timeout(LOOK, rows).await.map_err(|_| {
             let why = format!("the log was not read in {LOOK:?}");
             Failure::Lost(Error::Unavailable(why))
         })?;
         let rows = rows.map_err(judge)?;
+        publisher.step().done(step);
         let newest = rows.first().map_or(0, |row| number(row, 0));
         if newest <= after {
             // Our own commits may have been published since the statement began.
@@ -144,7 +172,7 @@ pub(super) async fn follow(
         if first.map(unsigned) != Some(after + 1) {
             return Ok(Tail::Forgotten);
         }
-        let read = rows.iter().map(|row| publisher.read(change(row)));
+        let read = rows.iter().map(|row| publisher.read(change(row)?));
         let changes = read.collect::<Result<Vec<_>, _>>();
         let changes = changes.map_err(Failure::Refused)?;
         let end = changes.last().map_or(after, |change| change.revision);
@@ -171,17 +199,23 @@ pub(super) async fn start_over(
     Ok(())
 }
 
-fn change(row: &PgRow) -> publisher::Row {
+fn change(row: &PgRow) -> Result<publisher::Row, Error> {
     let [resource, namespace, name] = key(row, 3);
+    let (revision, key) = (number(row, 1), Key::new(resource, namespace, name));
     let bytes: Option<Vec<u8>> = row.get(8);
-    publisher::Row {
-        revision: number(row, 1),
+    let bytes = bytes.ok_or_else(|| {
+        broken(format!(
+            "revision {revision}, of {key}, has no state: neither the object nor a later change has it"
+        ))
+    })?;
+    Ok(publisher::Row {
+        revision,
         created: number(row, 2),
-        key: Key::new(resource, namespace, name),
+        key,
         previous: row.get::<Option<i64>, _>(6).map(unsigned),
         deleted: row.get(7),
-        bytes: bytes.unwrap_or_default(),
-    }
+        bytes,
+    })
 }
 
 /// Resource, namespace, name, from column `at` on.
@@ -191,4 +225,23 @@ fn key(row: &PgRow, at: usize) -> [&str; 3] {
 
 fn number(row: &PgRow, column: usize) -> u64 {
     unsigned(row.get(column))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_did_not_come_is_half_as_long_the_next_time() {
+        let step = Step::default();
+        let failed: Vec<u64> = (0..10).map(|_| step.begin()).collect();
+        assert_eq!(failed, [256, 128, 64, 32, 16, 8, 4, 2, 1, 1]);
+        let mut come = Vec::new();
+        for _ in 0..10 {
+            let length = step.begin();
+            step.done(length);
+            come.push(length);
+        }
+        assert_eq!(come, [1, 2, 4, 8, 16, 32, 64, 128, 256, 256]);
+    }
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::load::Step;
 use crate::cache::{Cache, Loaded};
 use crate::store::load::broken;
 use crate::store::seal::Sealer;
@@ -13,6 +14,7 @@ pub(super) struct Publisher {
     cache: Arc<Cache>,
     indexer: Indexer,
     sealer: Arc<Sealer>,
+    step: Step,
     /// Held while something is published, never over an await.
     gate: Mutex<()>,
 }
@@ -46,6 +48,7 @@ impl Publisher {
             cache,
             indexer,
             sealer,
+            step: Step::default(),
             gate: Mutex::new(()),
         }
     }
@@ -60,6 +63,11 @@ impl Publisher {
 
     pub(super) fn sealer(&self) -> Arc<Sealer> {
         Arc::clone(&self.sealer)
+    }
+
+    /// How the log is read, whoever reads it.
+    pub(super) fn step(&self) -> &Step {
+        &self.step
     }
 
     /// Opens and indexes a row, before anything is locked.

@@ -1,5 +1,6 @@
 //! Carries the plan out: one pass over everything, because everything hangs together.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -91,11 +92,28 @@ impl Controller {
         }
         self.forsaken(&mut compiled.routes);
         let now = clock::now();
-        let find = |kind, key: &RouteKey| self.find(kind, key).map(|(_, status)| status);
-        let (changes, more) = plan(&compiled, &self.nodes(), find, now);
+        let (writes, more) = {
+            // Written is what was read: others have entries in these lists too.
+            let read = RefCell::new(HashMap::new());
+            let find = |kind: &'static str, key: &RouteKey| {
+                let found = self.find(kind, key)?;
+                let status = found.1.clone();
+                read.borrow_mut().insert((kind, key.clone()), found);
+                Some(status)
+            };
+            let (changes, more) = plan(&compiled, &self.nodes(), find, now);
+            let read = read.into_inner();
+            let writes: Vec<_> = changes
+                .into_iter()
+                .filter_map(|change| {
+                    let (meta, old) = read.get(&(change.kind, change.key.clone()))?;
+                    self.write(change, meta, old)
+                })
+                .collect();
+            (writes, more)
+        };
         compiled.problems.extend(more);
         let waiting = self.tell(compiled.problems);
-        let writes = changes.into_iter().filter_map(|change| self.write(change));
         let mut failed = None;
         for result in write::all(writes).await {
             if let Err(error) = result {
@@ -193,25 +211,19 @@ impl Controller {
         }
     }
 
+    /// Refused when somebody wrote meanwhile: then it is decided again.
     fn write(
         &self,
         change: Change,
+        meta: &Meta,
+        old: &Value,
     ) -> Option<impl Future<Output = Result<(), Error>> + Send + 'static> {
         let resource = resource(change.kind)?;
-        let (meta, old) = self.find(change.kind, &change.key)?;
-        let mut status = write::merge_patch(&old, &change.status)?;
-        if old.is_null() {
-            status = change.status;
-        }
-        let patch = json!({"metadata": {"uid": meta.uid}, "status": status});
-        let (writer, target) = (self.writer.clone(), Target::of(resource, &meta));
+        let patch = patch(meta, old, change.status)?;
+        let (writer, target) = (self.writer.clone(), Target::of(resource, meta));
         Some(async move {
-            let written = gone_is_fine(writer.patch_status(&target, &patch).await);
-            match written {
-                // Somebody made another object of that name.
-                Err(error) if error.is_conflict() => Ok(()),
-                written => written.map(drop),
-            }
+            let written = writer.patch_status(&target, &patch).await;
+            gone_is_fine(written).map(drop)
         })
     }
 
@@ -246,6 +258,16 @@ impl Controller {
     }
 }
 
+/// A list goes as a whole, also what others put into it: hence the precondition.
+fn patch(meta: &Meta, old: &Value, new: Value) -> Option<Value> {
+    let mut status = write::merge_patch(old, &new)?;
+    if old.is_null() {
+        status = new;
+    }
+    let metadata = json!({"uid": meta.uid, "resourceVersion": meta.resource_version});
+    Some(json!({"metadata": metadata, "status": status}))
+}
+
 fn everything() -> Key {
     Key::new("", "everything")
 }
@@ -270,4 +292,26 @@ fn report_of(node: &Node) -> Option<Report> {
         return None;
     }
     Report::parse(node.metadata.annotations.get(ANNOTATION_INGRESS)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_others_write_too_is_written_at_the_revision_it_was_read_at() {
+        let meta = Meta {
+            uid: "u".to_owned(),
+            resource_version: "7".to_owned(),
+            ..Meta::default()
+        };
+        let theirs = json!({"controllerName": "example.com/other"});
+        let ours = json!({"controllerName": GATEWAY_CONTROLLER});
+        let old = json!({"parents": [theirs]});
+        let new = json!({"parents": [theirs, ours]});
+        let expect = json!({"metadata": {"uid": "u", "resourceVersion": "7"}, "status": new});
+        assert_eq!(patch(&meta, &old, new.clone()), Some(expect.clone()));
+        assert_eq!(patch(&meta, &Value::Null, new), Some(expect));
+        assert_eq!(patch(&meta, &old, old.clone()), None);
+    }
 }

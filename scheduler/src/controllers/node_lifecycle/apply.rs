@@ -10,11 +10,10 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use types::condition;
 use types::well_known::NAMESPACE_NODE_LEASE;
 
 use super::zones::{self, Brake, Change, Permit};
-use super::{Action, Observed, plan, ready};
+use super::{Action, Observed, plan, ready, with_condition};
 use crate::clock;
 use crate::controllers::Shared;
 use crate::events::{self, Recorder};
@@ -267,7 +266,7 @@ impl Controller {
                 }
                 Action::MarkUnready { pod, patch } => {
                     let pod = Target::new(PODS, &pod.namespace, &pod.name);
-                    gone_is_fine(self.writer.patch_status(&pod, &patch).await)?;
+                    gone_is_fine(self.writer.merge_status(&pod, &patch).await)?;
                 }
                 Action::Evict { pod } => self.evict(&pod, now).await?,
                 Action::LookAgain(delay) => {
@@ -290,21 +289,16 @@ impl Controller {
             "TaintManagerEviction",
             message,
         );
-        let mut conditions = pod.status.conditions.clone();
-        condition::set(
-            &mut conditions,
-            PodCondition {
-                type_: "DisruptionTarget".to_owned(),
-                status: "True".to_owned(),
-                reason: Some("DeletionByTaintManager".to_owned()),
-                message: Some("Taint manager: deleting due to NoExecute taint".to_owned()),
-                last_transition_time: Some(Time(now)),
-                ..PodCondition::default()
-            },
-        );
-        let patch =
-            json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": conditions}});
-        match self.writer.patch_status(&target, &patch).await {
+        let condition = PodCondition {
+            type_: "DisruptionTarget".to_owned(),
+            status: "True".to_owned(),
+            reason: Some("DeletionByTaintManager".to_owned()),
+            message: Some("Taint manager: deleting due to NoExecute taint".to_owned()),
+            last_transition_time: Some(Time(now)),
+            ..PodCondition::default()
+        };
+        let patch = with_condition(pod, condition);
+        match self.writer.merge_status(&target, &patch).await {
             // Another pod has its name: this one is gone.
             Err(error) if error.is_not_found() || error.is_conflict() => return Ok(()),
             written => written?,

@@ -27,6 +27,7 @@ mod peer;
 mod routes;
 mod server;
 mod streams;
+mod wire;
 mod words;
 
 #[cfg(test)]
@@ -77,6 +78,8 @@ const WINDOWS: u32 = (1 << 31) - 1;
 const MAX_FRAME: u32 = 64 * 1024;
 /// What one stream may have queued here before it is on the wire.
 const SEND_BUFFER: usize = 256 * 1024;
+/// What TLS encrypts at once: a frame and its head, and what else has gathered.
+const TLS_BUFFER: usize = 256 * 1024;
 /// Streams of one connection.
 const STREAMS: usize = 32_768;
 

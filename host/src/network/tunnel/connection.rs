@@ -1,6 +1,7 @@
 //! One connection to another node: dialled, secured, driven. Opens streams on it; never decides when to dial.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +17,12 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::keep_alive::{Activity, Heard, InUse, Keeper};
+use super::keep_alive::{Activity, InUse, Keeper};
 use super::liveness::{KeepAlive, Sign};
 use super::machine::{Event, Generation};
 use super::routes::Target;
-use super::{Dial, Io, MAX_FRAME, SEND_BUFFER, STREAMS, WINDOW, WINDOWS};
+use super::wire::{Gather, Wire};
+use super::{Dial, Io, MAX_FRAME, SEND_BUFFER, STREAMS, TLS_BUFFER, WINDOW, WINDOWS};
 
 /// A handle to open streams with. Cheap to clone.
 #[derive(Clone)]
@@ -32,7 +34,8 @@ pub(super) struct Connection {
 
 /// A connection somebody must drive.
 pub(super) struct Driver {
-    connection: h2::client::Connection<TlsStream<Heard>, Bytes>,
+    connection: h2::client::Connection<TlsStream<Wire>, Bytes>,
+    activity: Arc<Activity>,
     keeper: Keeper,
 }
 
@@ -85,8 +88,9 @@ impl Dialler {
         };
         let name = ServerName::try_from(node.to_owned()).map_err(io::Error::other)?;
         let activity = Arc::new(Activity::default());
-        let heard = Heard::new(io, Arc::clone(&activity));
-        let tls = self.tls.connect(name, heard).await?;
+        let wire = Wire::new(io, Arc::clone(&activity));
+        let mut tls = self.tls.connect(name, wire).await?;
+        tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(io::Error::other("the other end speaks no HTTP/2"));
         }
@@ -104,6 +108,7 @@ impl Dialler {
         let ping = connection.ping_pong();
         let connection = Driver {
             keeper: Keeper::new(Arc::clone(&activity), ping, self.keep_alive),
+            activity: Arc::clone(&activity),
             connection,
         };
         let handle = Connection {
@@ -160,13 +165,19 @@ impl Driver {
     ) {
         let Self {
             mut connection,
+            activity,
             mut keeper,
         } = self;
+        let mut gather = Gather::default();
         loop {
+            let driven = std::future::poll_fn(|cx| {
+                let busy = activity.is_busy();
+                gather.poll(cx, busy, |cx| Pin::new(&mut connection).poll(cx))
+            });
             let sign = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                ended = &mut connection => {
+                ended = driven => {
                     debug!(node, generation, error = ?ended.err(), "Tunnel connection ended");
                     break;
                 }

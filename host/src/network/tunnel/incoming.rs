@@ -100,7 +100,7 @@ impl Incoming {
             .authority()
             .is_some_and(|to| to == words::DATAGRAMS)
         {
-            self.datagrams(request.into_body(), respond).await;
+            Box::pin(self.datagrams(request.into_body(), respond)).await;
         } else if request
             .uri()
             .authority()
@@ -108,7 +108,7 @@ impl Incoming {
         {
             self.kind(request.headers(), respond);
         } else {
-            self.connect(request, respond).await;
+            Box::pin(self.connect(request, respond)).await;
         }
     }
 

@@ -1,17 +1,14 @@
-//! Watches one connection: stamps what comes in, counts its streams, pings when `liveness` says so. Acts on nothing else.
+//! Watches one connection: notes that something comes in, counts its streams, pings when `liveness` says so. Acts on
+//! nothing else.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 
 use h2::{Ping, PingPong};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Io;
 use super::liveness::{KeepAlive, Liveness, Seen, Sign};
 use super::machine::millis;
 
@@ -28,12 +25,6 @@ pub(super) struct Activity {
 
 /// One open stream of a connection.
 pub(super) struct InUse(Arc<Activity>);
-
-/// A connection that notes when anything comes in.
-pub(super) struct Heard {
-    io: Box<dyn Io>,
-    activity: Arc<Activity>,
-}
 
 /// The watch over one connection.
 pub(super) struct Keeper {
@@ -61,6 +52,18 @@ impl Activity {
         Some(stream)
     }
 
+    /// Something came in.
+    pub(super) fn hear(&self) {
+        if !self.heard.load(Ordering::Relaxed) {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Several streams are open.
+    pub(super) fn is_busy(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) > 1
+    }
+
     fn seen(&self) -> Seen {
         let used = self.used.swap(false, Ordering::SeqCst);
         Seen {
@@ -73,59 +76,6 @@ impl Activity {
 impl Drop for InUse {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-// === impl Heard ===
-
-impl Heard {
-    pub(super) fn new(io: Box<dyn Io>, activity: Arc<Activity>) -> Self {
-        Self { io, activity }
-    }
-}
-
-impl AsyncRead for Heard {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
-        if buffer.filled().len() > before && !self.activity.heard.load(Ordering::Relaxed) {
-            self.activity.heard.store(true, Ordering::Relaxed);
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Heard {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -174,6 +124,11 @@ impl Keeper {
                 return sign;
             }
         }
+    }
+
+    /// Returns when the other end is dead.
+    pub(super) async fn dead(&mut self) {
+        while self.next().await != Sign::Dead {}
     }
 
     /// Takes an answer to a ping, so that the next can be sent; that it came was heard already.

@@ -14,9 +14,9 @@ use tracing::{debug, warn};
 use super::connection::within;
 use super::counts::Counted;
 use super::incoming::Incoming;
-use super::keep_alive::{Activity, Heard, Keeper};
-use super::liveness::Sign;
-use super::{Io, MAX_FRAME, SEND_BUFFER, STREAMS, Tunnel, WINDOW, WINDOWS};
+use super::keep_alive::{Activity, Keeper};
+use super::wire::{Gather, Wire};
+use super::{Io, MAX_FRAME, SEND_BUFFER, STREAMS, TLS_BUFFER, Tunnel, WINDOW, WINDOWS};
 use crate::network::vnet::Fabric;
 use crate::tls::Peer;
 
@@ -95,9 +95,10 @@ pub(crate) fn accept(fabric: &Arc<Fabric>, tunnel: &Arc<Tunnel>, io: Box<dyn Io>
     let tasks = fabric.tasks.clone();
     tasks.spawn(async move {
         let activity = Arc::new(Activity::default());
-        let heard = Heard::new(io, Arc::clone(&activity));
+        let wire = Wire::new(io, Arc::clone(&activity));
         let serving = async {
-            let tls = within(HANDSHAKE, tunnel.acceptor.accept(heard)).await?;
+            let mut tls = within(HANDSHAKE, tunnel.acceptor.accept(wire)).await?;
+            tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
             let node = caller(&tls)?;
             let counted = tunnel.incoming.take(node.clone());
             let counted = counted.ok_or_else(|| {
@@ -123,7 +124,7 @@ pub(crate) fn accept(fabric: &Arc<Fabric>, tunnel: &Arc<Tunnel>, io: Box<dyn Io>
 }
 
 /// The node at the other end.
-fn caller(tls: &TlsStream<Heard>) -> io::Result<String> {
+fn caller(tls: &TlsStream<Wire>) -> io::Result<String> {
     let session = tls.get_ref().1;
     let peer = Peer::of(session).ok_or_else(|| io::Error::other("it shows no certificate"))?;
     let Some(node) = peer.node() else {
@@ -155,31 +156,33 @@ async fn serve(
     fabric: &Arc<Fabric>,
     tunnel: &Arc<Tunnel>,
     node: &str,
-    mut connection: server::Connection<TlsStream<Heard>, bytes::Bytes>,
+    mut connection: server::Connection<TlsStream<Wire>, bytes::Bytes>,
     activity: Arc<Activity>,
 ) {
     debug!(node, "Node has opened its tunnel");
     let ping = connection.ping_pong();
     let mut keeper = Keeper::new(Arc::clone(&activity), ping, tunnel.means.dialler.keep_alive);
     let incoming = Arc::new(Incoming::new(Arc::clone(fabric), Arc::clone(tunnel), node));
-    let mut draining = false;
+    let mut dead = std::pin::pin!(keeper.dead());
+    let mut leaving = std::pin::pin!(fabric.draining.cancelled());
+    let (mut draining, mut gather) = (false, Gather::default());
     loop {
+        let accepted = std::future::poll_fn(|cx| {
+            gather.poll(cx, activity.is_busy(), |cx| connection.poll_accept(cx))
+        });
         let next = tokio::select! {
             biased;
-            () = fabric.draining.cancelled(), if !draining => {
+            () = &mut leaving, if !draining => {
                 // New streams are refused from now on, those under way go on.
                 connection.graceful_shutdown();
                 draining = true;
                 continue;
             }
-            sign = keeper.next() => match sign {
-                Sign::Dead => {
-                    debug!(node, "Node's tunnel is dead: nothing is heard");
-                    return;
-                }
-                _ => continue,
-            },
-            next = connection.accept() => next,
+            () = &mut dead => {
+                debug!(node, "Node's tunnel is dead: nothing is heard");
+                return;
+            }
+            next = accepted => next,
         };
         let (request, mut respond) = match next {
             Some(Ok(stream)) => stream,
@@ -194,14 +197,16 @@ async fn serve(
             continue;
         };
         let (incoming, stop) = (Arc::clone(&incoming), fabric.stop.clone());
-        fabric.tasks.spawn(async move {
+        // Boxed: it is large, and a task is moved more than once on its way.
+        fabric.tasks.spawn(Box::pin(async move {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => {}
+                // First: what is done at once need not wait for the end.
                 () = incoming.serve(request, respond) => {}
+                () = stop.cancelled() => {}
             }
             drop(in_use);
-        });
+        }));
     }
 }
 

@@ -55,6 +55,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use self::bodies::{begun, begun_within};
 pub use self::dial::{HttpProbe, ProbeAnswer};
 pub use self::egress::Policy;
 pub use self::http::Hops;

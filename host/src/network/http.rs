@@ -320,7 +320,7 @@ impl Call<'_> {
             }
         }
         let flow = self.admit(None, address).await?;
-        self.over_socket(address, request, load, None, flow).await
+        Box::pin(self.over_socket(address, request, load, None, flow)).await
     }
 
     /// To a pod of this node. Hot: a call of its handler, nothing else.
@@ -339,9 +339,8 @@ impl Call<'_> {
         let handler = match pod.ports().target(address.port(), own) {
             Some(Target::Http(handler)) => handler,
             Some(Target::Socket(_)) => {
-                return self
-                    .over_socket(address, request, load, Some(pod), flow)
-                    .await;
+                let sent = self.over_socket(address, request, load, Some(pod), flow);
+                return Box::pin(sent).await;
             }
             None => return Err(returned(format!("{address}: connection refused"), request)),
         };
@@ -370,7 +369,7 @@ impl Call<'_> {
         Ok(guarded(answer?, guard, flow))
     }
 
-    /// To something that listens on a socket.
+    /// To something that listens on a socket. Large: callers box it, so that they stay small.
     async fn over_socket(
         &self,
         address: SocketAddr,

@@ -25,7 +25,7 @@ use super::guest::{Guest, HTTP_HANDLES};
 use super::limits::Metered;
 use super::workload::{Permit, State};
 use super::{Loaded, Reuse, Shared};
-use crate::network::{Body, HttpError, HttpHandler};
+use crate::network::{Body, HttpError, HttpHandler, begun};
 
 /// How long an instance waits for another request before it is dropped.
 pub(super) const IDLE: Duration = Duration::from_secs(1);
@@ -41,7 +41,14 @@ pub(super) struct Handler {
     shared: Arc<Shared>,
     reuse: Reuse,
     // Locked to take or put back one instance; the last one used is taken first, so that the others grow old.
-    idle: Mutex<VecDeque<Idle>>,
+    idle: Mutex<Instances>,
+}
+
+#[derive(Default)]
+struct Instances {
+    idle: VecDeque<Idle>,
+    /// A task ends old ones.
+    reaped: bool,
 }
 
 /// An instance that may be used again.
@@ -80,7 +87,7 @@ impl Handler {
                 requests: 1,
                 concurrent: 1,
             }),
-            idle: Mutex::new(VecDeque::new()),
+            idle: Mutex::default(),
         })
     }
 
@@ -164,9 +171,9 @@ impl Handler {
             // A trap after the response: what was written is sent, the body ends short.
             (Err(error), Some(Ok(response))) => {
                 let _ = self.state.report(error);
-                Ok(response)
+                Ok(response.map(begun))
             }
-            (Ok(()), Some(Ok(response))) => Ok(response),
+            (Ok(()), Some(Ok(response))) => Ok(response.map(begun)),
             (Err(error), _) => Err(self.state.report(error)),
             (Ok(()), Some(Err(code))) => Err(self.state.report(wasmtime::Error::msg(format!(
                 "the guest answered with {code:?}"
@@ -250,21 +257,20 @@ impl Handler {
         if self.reuse.requests <= 1 {
             return None;
         }
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.pop_back().map(|idle| idle.instance)
+        let mut instances = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        instances.idle.pop_back().map(|idle| idle.instance)
     }
 
     fn put_back(self: &Arc<Self>, instance: Instance) {
         if self.state.killed.is_cancelled() {
             return;
         }
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.push_back(Idle {
+        let mut instances = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        instances.idle.push_back(Idle {
             instance,
             since: Instant::now(),
         });
-        if idle.len() == 1 {
-            // The first one brings the task that ends the last one.
+        if !std::mem::replace(&mut instances.reaped, true) {
             tokio::spawn(reap(Arc::downgrade(self)));
         }
     }
@@ -280,15 +286,14 @@ async fn reap(handler: std::sync::Weak<Handler>) {
         let dead = handler.state.killed.is_cancelled();
         let now = Instant::now();
         let mut old = Vec::new();
-        let mut idle = handler.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        while idle
-            .front()
-            .is_some_and(|idle| dead || now.duration_since(idle.since) >= IDLE)
-        {
-            old.extend(idle.pop_front());
+        let mut instances = handler.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_old = |idle: &Idle| dead || now.duration_since(idle.since) >= IDLE;
+        while instances.idle.front().is_some_and(is_old) {
+            old.extend(instances.idle.pop_front());
         }
-        let empty = idle.is_empty();
-        drop(idle);
+        let empty = instances.idle.is_empty();
+        instances.reaped = !empty;
+        drop(instances);
         // Stores are dropped outside the lock.
         drop(old);
         if empty {

@@ -25,13 +25,16 @@ use super::guest::{Guest, HTTP_HANDLES, PROCESS_HANDLES};
 use super::http::{IDLE, LINGER};
 use super::workload::{Permit, State};
 use super::{Loaded, Reuse, Shared};
-use crate::network::{Body, HttpError, HttpHandler};
+use crate::network::{Body, HttpError, HttpHandler, begun_within};
 
 /// As `wasmtime serve`: requests one instance answers in its life, and at once.
 const REUSE: Reuse = Reuse {
     requests: 128,
     concurrent: 16,
 };
+
+/// How often an instance's turn may come before an answer is sent without any of its body.
+const TURNS: usize = 4;
 
 type Answer = Result<Response<Body>, HttpError>;
 
@@ -353,14 +356,15 @@ async fn answer(accessor: &Accessor<Guest>, service: &Service, call: Call) -> wa
             })?;
             let load = Arc::clone(&counted.0);
             load.reading.fetch_add(1, Ordering::Relaxed);
-            Ok(response.map(|body| {
-                Read {
-                    body,
-                    load,
-                    _permit: permit,
-                }
-                .boxed_unsync()
-            }))
+            let (head, body) = response.into_parts();
+            let body = Read {
+                body,
+                load,
+                _permit: permit,
+            };
+            // The guest writes its body after it has returned.
+            let body = begun_within(TURNS, body.boxed_unsync()).await;
+            Ok(Response::from_parts(head, body))
         }
         Err(code) => Err(HttpError::Guest(format!(
             "the guest answered with {code:?}"

@@ -138,6 +138,12 @@ async fn respond_with(mut respond: SendResponse<Bytes>, answer: Response<Body>) 
     let (mut parts, body) = answer.into_parts();
     parts.version = Version::HTTP_2;
     let ended = body.is_end_stream();
+    if !ended
+        && !parts.headers.contains_key(CONTENT_LENGTH)
+        && let Some(length) = body.size_hint().exact()
+    {
+        parts.headers.insert(CONTENT_LENGTH, length.into());
+    }
     match respond.send_response(Response::from_parts(parts, ()), ended) {
         Ok(send) if !ended => Sending::new(body, send, 0).run().await,
         Ok(_) => {}

@@ -128,7 +128,9 @@ async fn headers_hops_and_failures_travel_and_ours_do_not() {
     };
     let answer = client.http(request("/")).await.unwrap();
     assert_eq!(answer.status(), StatusCode::IM_A_TEAPOT);
-    assert_eq!(answer.headers().len(), 1, "{:?}", answer.headers());
+    // And the length, which was known over there.
+    assert_eq!(answer.headers().len(), 2, "{:?}", answer.headers());
+    assert_eq!(answer.headers()["content-length"], "6");
     assert_eq!(text(answer).await, "teapot");
     let failed = client.http(request("/fails")).await.unwrap_err();
     assert!(

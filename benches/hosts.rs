@@ -2,7 +2,8 @@
 //!
 //! One server and two nodes in processes of their own, on loopback addresses of their own. The same client asks in turn a
 //! pod on the node it talks to (no hop), a pod on the other node (through the tunnel: mutual TLS, HTTP/2), and the same
-//! pod through a pair of nginx that speak TLS to each other, and through a plain TCP relay. Prints medians and ratios.
+//! pod through a pair of nginx that speak TLS to each other, and through a plain TCP relay. Prints medians and ratios, and
+//! then what a node keeps in memory for many Services and endpoints.
 
 #![expect(clippy::print_stdout, reason = "a bench prints")]
 
@@ -20,12 +21,15 @@ use anyhow::{Context as _, Result, ensure};
 use cluster::{Owned, PATIENCE, binary, ready};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, PostParams};
 use target::Target;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 const ROUNDS: usize = 5;
+const SERVICES: usize = 1_000;
+const ENDPOINTS: usize = 10;
 const SERVER: &str = "127.0.0.1:16443";
 const NEAR: Ipv4Addr = Ipv4Addr::new(127, 78, 0, 2);
 const FAR: Ipv4Addr = Ipv4Addr::new(127, 78, 0, 3);
@@ -104,7 +108,56 @@ async fn measure() -> Result<()> {
         }
     }
     print(&targets);
+    keep(&client, near).await
+}
+
+/// What a node's memory grows by for [`SERVICES`] Services with [`ENDPOINTS`] endpoints each.
+async fn keep(client: &kube::Client, node: u32) -> Result<()> {
+    let before = settled(node).await?;
+    let services: Api<Service> = Api::default_namespaced(client.clone());
+    let slices: Api<EndpointSlice> = Api::default_namespaced(client.clone());
+    for number in 0..SERVICES {
+        let name = format!("many-{number}");
+        let service = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
+        }))?;
+        services.create(&PostParams::default(), &service).await?;
+        let endpoints: Vec<_> = (0..ENDPOINTS)
+            .map(|endpoint| {
+                let endpoint = number * ENDPOINTS + endpoint;
+                let address = format!("100.100.{}.{}", endpoint / 250, endpoint % 250);
+                serde_json::json!({"addresses": [address], "nodeName": "far", "conditions": {"ready": true}})
+            })
+            .collect();
+        let slice = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}], "endpoints": endpoints,
+        }))?;
+        slices.create(&PostParams::default(), &slice).await?;
+    }
+    let after = settled(node).await?;
+    println!(
+        "a node's memory for {SERVICES} Services and {} endpoints: {} more, {} in all",
+        SERVICES * ENDPOINTS,
+        cluster::megabytes(after.saturating_sub(before)),
+        cluster::megabytes(after)
+    );
     Ok(())
+}
+
+/// A process's own memory, when it no longer changes.
+async fn settled(process: u32) -> Result<u64> {
+    let mut last = cluster::memory(process)?.anonymous;
+    for _ in 0..30 {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let now = cluster::memory(process)?.anonymous;
+        if now.abs_diff(last) < 256 << 10 {
+            return Ok(now);
+        }
+        last = now;
+    }
+    Ok(last)
 }
 
 fn print(targets: &[Target]) {

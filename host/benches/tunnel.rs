@@ -1,7 +1,8 @@
 //! What a hop costs: pod → Service → pod on one node, across two nodes, and beside plain HTTP over TCP; and the bytes per
 //! second of one stream across two nodes, over plain TLS and over plain TCP. One process, one run, modes alternating,
-//! medians and ratios: `cargo bench -p host --bench tunnel [-- SECONDS ROUNDS [NAME=ADDR:PORT]…]`. Each NAME=ADDR:PORT is
-//! an HTTP server that answers 200 on `/`, asked like the plain one: a proxy that makes the same hop, say.
+//! medians and ratios: `cargo bench -p host --bench tunnel [-- SECONDS ROUNDS [WORD] [NAME=ADDR:PORT]…]`. Each
+//! NAME=ADDR:PORT is an HTTP server that answers 200 on `/`, asked like the plain one: a proxy that makes the same hop,
+//! say. With a WORD only what has it in its name is measured. Processor time is this process's: all ends of a hop.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
@@ -54,6 +55,14 @@ struct Rate {
     per_second: f64,
     p50: f64,
     p99: f64,
+    /// Microseconds for each request.
+    cpu: f64,
+}
+
+struct Speed {
+    per_second: f64,
+    /// Seconds for each gigabyte.
+    cpu: f64,
 }
 
 fn main() {
@@ -71,12 +80,14 @@ fn main() {
     let mut numbers = arguments.iter().filter_map(|arg| arg.parse().ok());
     let seconds = Duration::from_secs(numbers.next().unwrap_or(3));
     let rounds = numbers.next().unwrap_or(3);
+    let word = arguments.iter().find(|arg| arg.parse::<u64>().is_err());
+    let word = word.map_or("", String::as_str);
     tokio::runtime::Runtime::new()
         .expect("a runtime")
-        .block_on(run(seconds, rounds, others));
+        .block_on(run(seconds, rounds, word, others));
 }
 
-async fn run(seconds: Duration, rounds: u64, others: Vec<(String, SocketAddr)>) {
+async fn run(seconds: Duration, rounds: u64, word: &str, others: Vec<(String, SocketAddr)>) {
     let authority = Authority::new();
     let here = Nodes::start(&authority, true).await;
     let across = Nodes::start(&authority, false).await;
@@ -96,6 +107,7 @@ async fn run(seconds: Duration, rounds: u64, others: Vec<(String, SocketAddr)>) 
             .into_iter()
             .map(|(name, address)| (name, Hop::Plain(address))),
     );
+    hops.retain(|(name, _)| name.contains(word));
     let mut rates: Vec<Vec<Rate>> = hops.iter().map(|_| Vec::new()).collect();
     for _ in 0..rounds {
         for ((_, hop), rates) in hops.iter().zip(&mut rates) {
@@ -103,36 +115,64 @@ async fn run(seconds: Duration, rounds: u64, others: Vec<(String, SocketAddr)>) 
         }
     }
     println!(
-        "{:<36} {:>9} {:>7} {:>9} {:>9}",
-        "hop", "req/s", "ratio", "p50 µs", "p99 µs"
+        "{:<36} {:>9} {:>7} {:>9} {:>9} {:>12}",
+        "hop", "req/s", "ratio", "p50 µs", "p99 µs", "CPU µs/req"
     );
-    let median = |rates: &[Rate], of: fn(&Rate) -> f64| middle(rates.iter().map(of).collect());
-    let base = median(&rates[0], |rate| rate.per_second);
+    let mut base = None;
     for ((name, _), rates) in hops.iter().zip(&rates) {
-        let per_second = median(rates, |rate| rate.per_second);
-        let (p50, p99) = (
-            median(rates, |rate| rate.p50),
-            median(rates, |rate| rate.p99),
-        );
+        let median = |of: fn(&Rate) -> f64| middle(rates.iter().map(of).collect());
+        let per_second = median(|rate| rate.per_second);
         println!(
-            "{name:<36} {per_second:>9.0} {:>7.2} {p50:>9.0} {p99:>9.0}",
-            per_second / base
+            "{name:<36} {per_second:>9.0} {:>7.2} {:>9.0} {:>9.0} {:>12.1}",
+            per_second / *base.get_or_insert(per_second),
+            median(|rate| rate.p50),
+            median(|rate| rate.p99),
+            median(|rate| rate.cpu),
         );
     }
 
-    let streams = ["plain TCP", "plain TLS", "a stream between two nodes"];
-    let mut speeds: Vec<Vec<f64>> = streams.iter().map(|_| Vec::new()).collect();
+    let mut streams = vec!["plain TLS", "plain TCP", "a stream between two nodes"];
+    streams.retain(|name| name.contains(word));
+    let mut speeds: Vec<Vec<Speed>> = streams.iter().map(|_| Vec::new()).collect();
     for _ in 0..rounds {
-        speeds[0].push(over_tcp(seconds).await);
-        speeds[1].push(over_tls(&authority, seconds).await);
-        speeds[2].push(over_tunnel(&across, seconds).await);
+        for (name, speeds) in streams.iter().zip(&mut speeds) {
+            let before = cpu();
+            let (started, bytes) = match *name {
+                "plain TLS" => over_tls(&authority, seconds).await,
+                "plain TCP" => over_tcp(seconds).await,
+                _ => over_tunnel(&across, seconds).await,
+            };
+            speeds.push(Speed {
+                per_second: bytes as f64 / started.elapsed().as_secs_f64(),
+                cpu: (cpu() - before).as_secs_f64() * 1e9 / bytes as f64,
+            });
+        }
     }
-    println!("\n{:<36} {:>9} {:>7}", "one stream", "MB/s", "ratio");
-    let base = middle(speeds[1].clone());
-    for (name, speeds) in streams.iter().zip(speeds) {
-        let speed = middle(speeds);
-        println!("{name:<36} {:>9.0} {:>7.2}", speed / 1e6, speed / base);
+    println!(
+        "\n{:<36} {:>9} {:>7} {:>12}",
+        "one stream", "MB/s", "ratio", "CPU s/GB"
+    );
+    let mut base = None;
+    for (name, speeds) in streams.iter().zip(&speeds) {
+        let median = |of: fn(&Speed) -> f64| middle(speeds.iter().map(of).collect());
+        let speed = median(|speed| speed.per_second);
+        println!(
+            "{name:<36} {:>9.0} {:>7.2} {:>12.2}",
+            speed / 1e6,
+            speed / *base.get_or_insert(speed),
+            median(|speed| speed.cpu),
+        );
     }
+}
+
+/// Processor time this process has used.
+fn cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/self/stat").expect("a process has one");
+    let (_, fields) = text.rsplit_once(") ").expect("a name");
+    let ticks = fields.split(' ').skip(11).take(2);
+    let ticks: u64 = ticks.map(|ticks| ticks.parse().unwrap_or(0)).sum();
+    // `USER_HZ` is 100 on every architecture we run on.
+    Duration::from_millis(ticks * 10)
 }
 
 fn middle(mut values: Vec<f64>) -> f64 {
@@ -142,6 +182,7 @@ fn middle(mut values: Vec<f64>) -> f64 {
 
 /// As many as [`CALLERS`] can make, one after the other each.
 async fn requests(hop: &Hop, seconds: Duration) -> Rate {
+    let before = cpu();
     let end = Instant::now() + seconds;
     let callers: Vec<_> = (0..CALLERS)
         .map(|_| {
@@ -158,6 +199,7 @@ async fn requests(hop: &Hop, seconds: Duration) -> Rate {
     for caller in callers {
         took.extend(caller.await.expect("a caller"));
     }
+    let used = cpu() - before;
     took.sort_unstable();
     let at = |share: f64| {
         let index = (took.len() as f64 * share) as usize;
@@ -167,6 +209,7 @@ async fn requests(hop: &Hop, seconds: Duration) -> Rate {
         per_second: took.len() as f64 / seconds.as_secs_f64(),
         p50: at(0.5),
         p99: at(0.99),
+        cpu: used.as_secs_f64() * 1e6 / took.len() as f64,
     }
 }
 
@@ -223,12 +266,12 @@ async fn plain() -> SocketAddr {
     address
 }
 
-/// Bytes per second that arrive.
+/// When it began, and the bytes that have arrived.
 async fn pour(
     mut from: impl AsyncWrite + Unpin + Send + 'static,
     mut to: impl AsyncRead + Unpin,
     seconds: Duration,
-) -> f64 {
+) -> (Instant, usize) {
     let pouring = tokio::spawn(async move {
         let chunk = vec![7; CHUNK];
         while from.write_all(&chunk).await.is_ok() {}
@@ -239,7 +282,7 @@ async fn pour(
         total += to.read(&mut buffer).await.expect("bytes");
     }
     pouring.abort();
-    total as f64 / started.elapsed().as_secs_f64()
+    (started, total)
 }
 
 async fn sockets() -> (TcpStream, TcpStream) {
@@ -251,12 +294,12 @@ async fn sockets() -> (TcpStream, TcpStream) {
     (client, server)
 }
 
-async fn over_tcp(seconds: Duration) -> f64 {
+async fn over_tcp(seconds: Duration) -> (Instant, usize) {
     let (client, server) = sockets().await;
     pour(client, server, seconds).await
 }
 
-async fn over_tls(authority: &Authority, seconds: Duration) -> f64 {
+async fn over_tls(authority: &Authority, seconds: Duration) -> (Instant, usize) {
     let certificates = authority.node("plain");
     let client_config = certificates.client_config(&[b"h2"]).expect("TLS");
     let server_config = certificates.server_config(&[b"h2"]).expect("TLS");
@@ -273,7 +316,7 @@ async fn over_tls(authority: &Authority, seconds: Duration) -> f64 {
     .await
 }
 
-async fn over_tunnel(nodes: &Nodes, seconds: Duration) -> f64 {
+async fn over_tunnel(nodes: &Nodes, seconds: Duration) -> (Instant, usize) {
     let mut listener = nodes.server.listen(9, 1).expect("a port");
     let address = SocketAddr::from((nodes.server.address(), 9));
     let (client, server) = tokio::join!(nodes.client.connect(address), listener.accept());
@@ -293,7 +336,7 @@ async fn over_tunnel(nodes: &Nodes, seconds: Duration) -> f64 {
             .len();
     }
     pouring.abort();
-    total as f64 / started.elapsed().as_secs_f64()
+    (started, total)
 }
 
 impl HttpHandler for Hello {

@@ -245,6 +245,8 @@ async fn handler(
                 cpu_millis,
             },
             reuse,
+            stdin: None,
+            terminal: false,
             logs: Arc::new(Nowhere),
             network: Arc::clone(&pod),
         };

@@ -82,6 +82,7 @@ pub struct Pipe {
     /// For readers that are gone: what still may be written, and how they ended.
     room: usize,
     code: i32,
+    broken: bool,
 }
 
 thread_local! {
@@ -262,6 +263,14 @@ impl Input {
         }
     }
 
+    /// Whether nothing is left of what was given beforehand.
+    pub fn is_drained(&self) -> bool {
+        match self {
+            Self::Piped => true,
+            Self::From(source) => source.borrow().at >= source.borrow().buffer.len(),
+        }
+    }
+
     pub fn rest(&self) -> io::Result<Vec<u8>> {
         let mut all = Vec::new();
         if let Self::From(source) = self {
@@ -328,6 +337,7 @@ impl Pipe {
                     reader: None,
                     room: PIPE,
                     code,
+                    broken: false,
                 };
             }
             Started::Reads(files, mut filter) if files.is_empty() => {
@@ -346,6 +356,7 @@ impl Pipe {
                     reader: None,
                     room: PIPE,
                     code: drive(context, &files, filter),
+                    broken: false,
                 };
             }
             Started::Pulls(run) => Some(Box::new(Gather::new(run))),
@@ -354,18 +365,27 @@ impl Pipe {
             reader,
             room: 0,
             code: 0,
+            broken: false,
         }
     }
 
+    /// Whether somebody has written what nobody will read.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     fn push(&mut self, bytes: &[u8]) -> Written {
-        match &mut self.reader {
+        let written = match &mut self.reader {
+            Some(_) if self.broken => Err(Closed),
             Some(reader) => reader.push(bytes),
             None if bytes.len() <= self.room => {
                 self.room -= bytes.len();
                 Ok(())
             }
             None => Err(Closed),
-        }
+        };
+        self.broken |= written.is_err();
+        written
     }
 
     /// The writer has ended; so do all behind it.

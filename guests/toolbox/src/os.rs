@@ -9,7 +9,10 @@ pub const INTERRUPT: u8 = 3;
 
 /// Whether a terminal is attached: the host says so by `TERM`.
 pub fn terminal() -> bool {
-    std::env::var_os("TERM").is_some_and(|term| !term.is_empty()) && cfg!(target_os = "wasi")
+    static TERMINAL: OnceLock<bool> = OnceLock::new();
+    *TERMINAL.get_or_init(|| {
+        cfg!(target_os = "wasi") && std::env::var_os("TERM").is_some_and(|term| !term.is_empty())
+    })
 }
 
 /// Time since some moment that does not change.

@@ -7,6 +7,7 @@ mod arith;
 mod ast;
 mod builtins;
 mod expand;
+mod fed;
 mod lex;
 mod parse;
 pub mod pattern;

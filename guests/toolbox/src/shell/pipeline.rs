@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::ast::{Command, List};
-use super::{Fd, Jump, Shell, builtins};
+use super::{Fd, Jump, Shell, builtins, fed};
 use crate::applets;
 use crate::io::{Input, Output, Pipe, Started};
 
@@ -45,6 +45,9 @@ impl Shell {
         let context = shell.context(first_word(command).unwrap_or("sh"));
         let started = match filter {
             Ok(Some(started)) => started,
+            Ok(None) if let Some(fed) = fed::filter(&shell, command) => {
+                Started::Reads(Vec::new(), fed)
+            }
             Ok(None) => {
                 let command = Rc::clone(command);
                 shell.pulls(move |shell| {

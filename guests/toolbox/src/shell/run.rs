@@ -11,6 +11,9 @@ use crate::os;
 
 type Run = Result<i32, Jump>;
 
+/// 128 and SIGPIPE.
+const PIPE: i32 = 141;
+
 impl Shell {
     pub(super) fn list(&mut self, list: &List) -> Run {
         let mut status = 0;
@@ -87,7 +90,7 @@ impl Shell {
     }
 
     /// A list that is a condition.
-    fn condition(&mut self, list: &List) -> Run {
+    pub(super) fn condition(&mut self, list: &List) -> Run {
         self.tested += 1;
         let result = self.list(list);
         self.tested -= 1;
@@ -180,7 +183,8 @@ impl Shell {
     }
 
     /// One turn of a loop: nothing if the loop is left. Jumps to outer loops go on.
-    fn once(&mut self, run: impl FnOnce(&mut Self) -> Run) -> Result<Option<i32>, Jump> {
+    pub(super) fn once(&mut self, run: impl FnOnce(&mut Self) -> Run) -> Result<Option<i32>, Jump> {
+        os::look_for_interrupt();
         if os::interrupted() {
             return Err(Jump::Interrupted);
         }
@@ -295,8 +299,13 @@ impl Shell {
         }
         let started = self.start(name, args, self.input());
         let code = io::complete(&self.context(name), started);
-        if matches!(self.output(1), Output::Stdout) {
-            io::flush();
+        match self.output(1) {
+            Output::Stdout => io::flush(),
+            // What SIGPIPE does: a loop that writes for nobody must not go on.
+            Output::Pipe(pipe) if pipe.try_borrow().is_ok_and(|pipe| pipe.is_broken()) => {
+                return Err(Jump::Exit(PIPE));
+            }
+            _ => {}
         }
         Ok(code)
     }

@@ -238,3 +238,29 @@ fn builtins_keep_the_shells_state() {
     );
     prints("set -x; echo a", "+ echo a\na\n");
 }
+
+#[test]
+fn what_never_ends_ends_when_nobody_reads_it() {
+    prints("while true; do echo x; done | head -n 2", "x\nx\n");
+    prints("yes | while read x; do echo $x; done | head -n 2", "y\ny\n");
+    prints(
+        "yes | while read x; do echo $x; break; done; echo $?",
+        "y\n0\n",
+    );
+    prints(
+        "yes | while IFS= read -r x; do exit 4; done; echo $?",
+        "4\n",
+    );
+    prints(
+        "i=0; yes no | sed 's/n/g/' | while read x; do i=$((i+1)); [ $i = 3 ] && break; echo $x$i; done",
+        "go1\ngo2\n",
+    );
+    prints(
+        "printf 'a\\\\\nb\nc' | while read x; do echo \"<$x>\"; done; echo $?",
+        "<ab>\n0\n",
+    );
+    prints(
+        "printf '1\n2\n3\n4\n' | while read a; do read b; echo $a-$b; done",
+        "1-2\n3-4\n",
+    );
+}

@@ -230,7 +230,7 @@ async fn what_is_not_supported_fails_the_pod_and_names_the_field() {
         .create(
             "shared",
             json!({"hostNetwork": true, "containers": [app("hello", json!({
-        "livenessProbe": {"exec": {"command": ["true"]}}}))]}),
+        "livenessProbe": {"grpc": {"port": 80}}}))]}),
         )
         .await;
     let pod = world.phase("shared", "Failed").await;
@@ -238,7 +238,7 @@ async fn what_is_not_supported_fails_the_pod_and_names_the_field() {
     assert_eq!(status.reason.as_deref(), Some("Unsupported"));
     let message = status.message.unwrap_or_default();
     assert!(
-        message.contains("spec.hostNetwork:") && message.contains("livenessProbe.exec:"),
+        message.contains("spec.hostNetwork:") && message.contains("livenessProbe.grpc:"),
         "{message}"
     );
     world

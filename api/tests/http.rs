@@ -17,6 +17,8 @@ mod objects;
 mod postgres_server;
 #[path = "http/replicas.rs"]
 mod replicas;
+#[path = "http/streams.rs"]
+mod streams;
 #[path = "http/tokens.rs"]
 mod tokens;
 #[path = "http/watches.rs"]

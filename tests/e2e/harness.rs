@@ -300,10 +300,11 @@ impl Cluster {
             .expect("kubectl can be started")
     }
 
-    /// As [`Self::kubectl_spawn`], with its standard error in a file.
-    pub(crate) fn kubectl_told(&self, args: &[&str], errors: &Path) -> Child {
+    /// As [`Self::kubectl_spawn`], with its standard error in a file and more environment.
+    pub(crate) fn kubectl_told(&self, args: &[&str], errors: &Path, env: &[(&str, &str)]) -> Child {
         let errors = std::fs::File::create(errors).expect("a file");
         self.command(args)
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(errors)

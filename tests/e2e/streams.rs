@@ -1,8 +1,9 @@
-//! Streams through the API server to a pod's node: port-forward as kubectl and kube-rs ask for it.
+//! Streams through the API server to a pod's node: port-forward, commands and proxies as kubectl, kube-rs and the Python client
+//! ask for them.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, ChildStdout};
+use std::process::{Child, ChildStdout, Command};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
@@ -51,9 +52,10 @@ struct Forward {
 }
 
 impl Forward {
-    fn start(cluster: &Cluster, target: &str, port: &str) -> Self {
+    fn start(cluster: &Cluster, target: &str, port: &str, env: &[(&str, &str)]) -> Self {
         let port = format!(":{port}");
-        let mut process = cluster.kubectl_spawn(&["port-forward", target, &port]);
+        let errors = cluster.path("errors");
+        let mut process = cluster.kubectl_told(&["port-forward", target, &port], &errors, env);
         let mut output = BufReader::new(process.stdout.take().expect("piped"));
         let mut line = String::new();
         output.read_line(&mut line).expect("a line");
@@ -61,9 +63,10 @@ impl Forward {
         let address = line
             .strip_prefix("Forwarding from ")
             .and_then(|rest| rest.split_once(' '));
-        let address = address.unwrap_or_else(|| panic!("kubectl said {line:?}")).0;
+        let said = || std::fs::read_to_string(&errors).unwrap_or_default();
+        let address = address.unwrap_or_else(|| panic!("kubectl said {line:?}: {}", said()));
         Self {
-            address: address.to_owned(),
+            address: address.0.to_owned(),
             process,
             output,
         }
@@ -93,8 +96,14 @@ fn kubectl_forwards_ports_of_pods_deployments_and_services() {
         return;
     }
     let cluster = cluster();
-    for (target, port) in [("deploy/web", "80"), ("svc/web", "8000")] {
-        let forward = Forward::start(&cluster, target, port);
+    // As it comes, in a WebSocket, and as older clients and proxies have it.
+    let plain = &[("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false")][..];
+    for (target, port, env) in [
+        ("deploy/web", "80", &[][..]),
+        ("svc/web", "8000", &[]),
+        ("deploy/web", "80", plain),
+    ] {
+        let forward = Forward::start(&cluster, target, port, env);
         // Several connections one after the other, and several at once, through one stream.
         for _ in 0..3 {
             let (status, body) = http_get(&forward.address, "/x").expect("an answer");
@@ -109,7 +118,7 @@ fn kubectl_forwards_ports_of_pods_deployments_and_services() {
         assert_eq!(answers, vec![Some(200); 20], "{target}");
     }
     // Bytes, of a guest that listens on a socket itself.
-    let forward = Forward::start(&cluster, "pod/echo", "7000");
+    let forward = Forward::start(&cluster, "pod/echo", "7000", &[]);
     let mut stream = TcpStream::connect(&forward.address).expect("connected");
     stream.write_all(b"hello\n").expect("written");
     let mut lines = BufReader::new(stream).lines();
@@ -125,7 +134,7 @@ fn a_port_that_nobody_listens_on_is_told_by_kubectl() {
     }
     let cluster = cluster();
     let errors = cluster.path("errors");
-    let mut process = cluster.kubectl_told(&["port-forward", "pod/echo", ":9"], &errors);
+    let mut process = cluster.kubectl_told(&["port-forward", "pod/echo", ":9"], &errors, &[]);
     let mut line = String::new();
     let mut output = BufReader::new(process.stdout.take().expect("piped"));
     output.read_line(&mut line).expect("a line");
@@ -142,6 +151,105 @@ fn a_port_that_nobody_listens_on_is_told_by_kubectl() {
     assert!(said.contains("connection refused"), "{said}");
     let gone = cluster.kubectl_fails(&["port-forward", "pod/nobody", ":9"]);
     assert!(gone.contains("pods \"nobody\" not found"), "{gone}");
+}
+
+#[test]
+fn pods_and_services_answer_through_the_api() {
+    if !have("kubectl") {
+        return;
+    }
+    let cluster = cluster();
+    let pod = cluster.pod_of("app=web");
+    let default = "/api/v1/namespaces/default";
+    for path in [
+        format!("{default}/services/web:8000/proxy/"),
+        format!("{default}/services/http:web:http/proxy/a/b?c=d"),
+        format!("{default}/pods/{pod}:80/proxy/"),
+        format!("{default}/pods/{pod}/proxy/x"),
+    ] {
+        let answer = cluster.kubectl(&["get", "--raw", &path]);
+        assert!(answer.contains("Hello"), "{path}: {answer}");
+    }
+    let nobody = format!("{default}/pods/echo:9/proxy/");
+    let refused = cluster.kubectl_fails(&["get", "--raw", &nobody]);
+    assert!(refused.contains("connection refused"), "{refused}");
+    let mut proxy = cluster.kubectl_spawn(&["proxy", "--port=0"]);
+    let mut line = String::new();
+    let mut output = BufReader::new(proxy.stdout.take().expect("piped"));
+    output.read_line(&mut line).expect("a line");
+    let address = line.rsplit(' ').next().expect("an address").trim();
+    let path = format!("{default}/services/web:8000/proxy/");
+    let (status, body) = http_get(address, &path).expect("an answer");
+    drop(proxy.kill());
+    drop(proxy.wait());
+    assert_eq!(status, 200, "{body}");
+}
+
+#[test]
+fn a_command_runs_over_spdy_too() {
+    if !have("kubectl") {
+        return;
+    }
+    let cluster = cluster();
+    let spdy = [("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")];
+    let said = cluster.kubectl_in(&spdy, &["exec", "echo", "--", "echo", "over", "spdy"]);
+    assert_eq!(said, "over spdy\n");
+    // By WebSocket the same, with what the client has typed and an exit code.
+    let typed = cluster.kubectl_with(&["exec", "-i", "echo", "--", "cat"], "typed\n");
+    assert_eq!(typed, "typed\n");
+    let failed = cluster.try_kubectl(&["exec", "echo", "--", "sh", "-c", "exit 3"]);
+    assert_eq!(failed.status.code(), Some(3));
+}
+
+#[test]
+fn the_python_client_forwards_and_runs_commands() {
+    let python = std::env::var("CORACLE_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let importable = Command::new(&python)
+        .args(["-c", "import kubernetes"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !importable {
+        assert!(
+            std::env::var_os("CORACLE_REQUIRE_TOOLS").is_none(),
+            "the Python client is not installed, and tools are required"
+        );
+        println!("skipped: the Python package kubernetes is not installed");
+        return;
+    }
+    if !have("kubectl") {
+        return;
+    }
+    let cluster = cluster();
+    let script = "
+import sys
+from kubernetes import client, config
+from kubernetes.stream import portforward, stream
+config.load_kube_config(sys.argv[1])
+core = client.CoreV1Api()
+forward = portforward(core.connect_get_namespaced_pod_portforward, 'echo', 'default', ports='7000')
+socket = forward.socket(7000)
+socket.settimeout(20)
+socket.sendall(b'hello\\n')
+said = b''
+while said != b'echo\\nhello\\n':
+    piece = socket.recv(1024)
+    assert piece, (said, forward.error(7000))
+    said += piece
+socket.close()
+core = client.CoreV1Api()
+said = stream(core.connect_get_namespaced_pod_exec, 'echo', 'default', command=['echo', 'hi'], stdout=True, stderr=True)
+assert said == 'hi\\n', said
+";
+    let output = Command::new(&python)
+        .args(["-c", script])
+        .arg(cluster.kubeconfig())
+        .output()
+        .expect("python runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]

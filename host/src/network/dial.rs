@@ -1,4 +1,4 @@
-//! How the node itself reaches a pod: probes and, later, port-forward. Answers in the words of the kubelet's probers.
+//! How the node itself reaches a pod: probes, and requests it sends on. Answers in the words of the kubelet's probers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

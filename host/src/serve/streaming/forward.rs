@@ -20,6 +20,8 @@ use crate::network::PodNetwork;
 /// For the second stream of a pair.
 const SECOND_STREAM: Duration = Duration::from_secs(30);
 const CHUNK: usize = 32 * 1024;
+/// Requests of one connection whose second stream has not come.
+const MOST_WAITING: usize = 256;
 /// Ports of one connection of the old kind.
 const MOST_PORTS: usize = 64;
 
@@ -108,7 +110,9 @@ async fn take(
     opened: Opened,
     pairs: &mut HashMap<String, Pair>,
 ) -> Option<(u16, Stream, Option<Stream>)> {
-    let Ok((request, kind, port)) = read(&opened.headers, opened.id) else {
+    let read = read(&opened.headers, opened.id);
+    let room = |request: &String| pairs.len() < MOST_WAITING || pairs.contains_key(request);
+    let Some((request, kind, port)) = read.ok().filter(|(request, ..)| room(request)) else {
         opened.refuse().await;
         return None;
     };

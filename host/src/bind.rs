@@ -1,17 +1,19 @@
-//! Real sockets at the rim: the wanted port, or another with the reason why; when its port is free again. Knows neither Services nor Ingresses.
+//! Real sockets at the rim: the wanted port, or another with the reason why; when its port is free again; what a client begins with. Knows neither Services nor Ingresses.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 /// Connections the kernel keeps before we accept them.
 const BACKLOG: u32 = 1024;
+/// Pause after an accept failed, for want of file descriptors mostly.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a task that accepts may take to end.
 const END: Duration = Duration::from_secs(1);
 /// Addresses come and go (keepalived and its like), and so do programs that have a port: how often we look again.
@@ -105,4 +107,11 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nodelay(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// Does the client begin with HTTP/2's preface (`PRI * HTTP/2.0`)? `None` when it closed without a byte.
+pub(crate) async fn is_http2(socket: &TcpStream) -> Option<bool> {
+    let mut start = [0; 3];
+    let read = socket.peek(&mut start).await.ok()?;
+    (read > 0).then(|| &start == b"PRI")
 }

@@ -125,6 +125,22 @@ pub enum HttpError {
     Loop(String),
 }
 
+impl HttpError {
+    /// What a client on the wire is told.
+    pub(crate) fn status(&self) -> ::http::StatusCode {
+        use ::http::StatusCode;
+        match self {
+            Self::NotReached(_) | Self::Returned { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Guest(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Connect(_) | Self::Tls(_) | Self::NotFound(_) => StatusCode::BAD_GATEWAY,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::Loop(_) => StatusCode::LOOP_DETECTED,
+        }
+    }
+}
+
 /// A request on its way back to who sent it. (A mutex only because errors are shared between threads and bodies are not.)
 pub struct ReturnedRequest(Mutex<Box<::http::Request<Body>>>);
 

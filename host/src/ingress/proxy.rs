@@ -378,17 +378,9 @@ impl Exchange<'_> {
 
     fn failure(&self, error: &HttpError) -> Refusal {
         let code = match error {
-            HttpError::NotReached(_) | HttpError::Returned { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            HttpError::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
-            HttpError::Forbidden(_) => StatusCode::FORBIDDEN,
-            HttpError::Loop(_) => StatusCode::LOOP_DETECTED,
-            HttpError::Invalid(_) => StatusCode::BAD_REQUEST,
-            HttpError::Guest(_)
-            | HttpError::Connect(_)
-            | HttpError::Tls(_)
-            | HttpError::NotFound(_) => StatusCode::BAD_GATEWAY,
+            // For a client outside it is the backend that failed.
+            HttpError::Guest(_) => StatusCode::BAD_GATEWAY,
+            error => error.status(),
         };
         tracing::debug!(origin = %self.route.action.origin, %error, "Backend failed");
         // What went wrong inside is for the log and the Service's owner.

@@ -18,10 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{Shared, proxy};
+use crate::bind::{ACCEPT_PAUSE, is_http2};
 use crate::idle::{Activity, Stalled};
 
-/// Pause after an accept failed, for want of file descriptors mostly.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A client of HTTP/2 that does not answer a ping for this long is gone.
 const PING: Duration = Duration::from_secs(20);
 /// Requests the client gave up that HTTP/2 keeps count of before it ends the connection.
@@ -139,13 +138,6 @@ async fn connection(
         Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
         Err(_) => debug!(%peer, "TLS handshake took too long"),
     }
-}
-
-/// Does the client begin with HTTP/2's preface (`PRI * HTTP/2.0`)? `None` when it closed without a byte.
-async fn is_http2(socket: &TcpStream) -> Option<bool> {
-    let mut start = [0; 3];
-    let read = socket.peek(&mut start).await.ok()?;
-    (read > 0).then(|| &start == b"PRI")
 }
 
 async fn serve<S>(connection: Connection, io: S, http2: bool)

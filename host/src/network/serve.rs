@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
@@ -172,19 +172,8 @@ pub(crate) fn answer(result: Result<Response<Body>, HttpError>) -> Response<Body
 }
 
 fn failure(error: &HttpError) -> Response<Body> {
-    let status = match error {
-        HttpError::NotReached(_) | HttpError::Returned { .. } => StatusCode::SERVICE_UNAVAILABLE,
-        HttpError::Guest(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        HttpError::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
-        HttpError::Connect(_) | HttpError::Tls(_) | HttpError::NotFound(_) => {
-            StatusCode::BAD_GATEWAY
-        }
-        HttpError::Forbidden(_) => StatusCode::FORBIDDEN,
-        HttpError::Invalid(_) => StatusCode::BAD_REQUEST,
-        HttpError::Loop(_) => StatusCode::LOOP_DETECTED,
-    };
     let mut response = Response::new(full(format!("{error}\n")));
-    *response.status_mut() = status;
+    *response.status_mut() = error.status();
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; charset=utf-8"),

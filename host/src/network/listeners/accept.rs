@@ -25,6 +25,7 @@ use tracing::{debug, warn};
 
 use super::wanted::Id;
 use super::{Origin, health};
+use crate::bind::{ACCEPT_PAUSE, is_http2};
 use crate::idle::{Activity, Stalled};
 use crate::network::balancer::Tried;
 use crate::network::bodies::{Guard, guarded};
@@ -35,8 +36,6 @@ use crate::network::table::{Key, Port, Protocol, Scope, Service, Table};
 use crate::network::vnet::Fabric;
 use crate::network::{HttpError, serve, tunnel, udp as virtual_udp};
 
-/// Pause after an accept failed, for want of file descriptors mostly.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Clients one UDP listener serves at once; further ones are dropped until some are idle.
 const UDP_CLIENTS: usize = 1024;
 const UDP_IDLE: Duration = Duration::from_secs(60);
@@ -309,13 +308,6 @@ async fn serve_http(
         }
         drop(connection.await);
     }
-}
-
-/// Does the client begin with HTTP/2's preface (`PRI * HTTP/2.0`)? `None` when it closed without a byte.
-async fn is_http2(socket: &TcpStream) -> Option<bool> {
-    let mut start = [0; 3];
-    let read = socket.peek(&mut start).await.ok()?;
-    (read > 0).then(|| &start == b"PRI")
 }
 
 /// Datagrams until `closing`: each client has a virtual socket at the node's own address, so that answers find their way

@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::idle::Stalled;
 use crate::network::table::{Key, Table};
 use crate::network::vnet::Fabric;
 
@@ -31,11 +32,13 @@ pub(super) async fn serve(
         let answer = answer(&fabric.services.borrow(), key);
         async move { Ok::<_, Infallible>(answer) }
     });
+    let patience = fabric.config.limits.header_timeout;
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(fabric.config.limits.header_timeout);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(socket), service));
+        .header_read_timeout(patience);
+    let io = TokioIo::new(Stalled::new(socket, patience));
+    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
     tokio::select! {
         // What fails here is the client's connection.
         _ = connection.as_mut() => return,

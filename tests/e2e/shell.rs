@@ -47,7 +47,7 @@ fn scripts_for_busybox_print_and_end_as_they_should() {
     // As `kubectl run --image=busybox -- …` has it: no command, only arguments.
     cluster.apply(&pod("args", "    args: [echo, hello, world]\n"));
     cluster.apply(&pod("missing", "    command: [/bin/nope]\n"));
-    cluster.apply(&pod("no", "    command: [/bin/false]\n"));
+    cluster.apply(&pod("untrue", "    command: [/bin/false]\n"));
 
     assert_eq!(ended(&cluster, "script"), 3);
     let said = cluster.kubectl(&["logs", "script"]);
@@ -56,7 +56,7 @@ fn scripts_for_busybox_print_and_end_as_they_should() {
     assert_eq!(ended(&cluster, "args"), 0);
     assert_eq!(cluster.kubectl(&["logs", "args"]), "hello world\n");
     assert_eq!(ended(&cluster, "missing"), 127);
-    assert_eq!(ended(&cluster, "no"), 1);
+    assert_eq!(ended(&cluster, "untrue"), 1);
 }
 
 #[test]

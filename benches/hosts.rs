@@ -9,6 +9,8 @@
 
 #[allow(dead_code, reason = "each bench uses its part of it")]
 mod cluster;
+#[path = "load/fresh.rs"]
+mod fresh;
 mod load;
 #[path = "load/target.rs"]
 mod target;
@@ -108,6 +110,8 @@ async fn measure() -> Result<()> {
         }
     }
     print(&targets);
+    let nodes = [("the other node", NEAR), ("its own node", FAR)];
+    fresh::print(&client, "far", &nodes).await?;
     keep(&client, near).await
 }
 

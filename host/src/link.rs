@@ -26,7 +26,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rand::RngExt as _;
 use rustls::ClientConfig;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use types::error::chain;
@@ -41,6 +41,8 @@ pub struct Links {
     servers: Servers,
     tls: Arc<ClientConfig>,
     node_name: String,
+    /// Links that live now.
+    live: watch::Sender<usize>,
 }
 
 /// Where streams go that servers open backwards.
@@ -62,6 +64,9 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 const AGAIN: Duration = Duration::from_millis(500);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(15);
 const LIVED: Duration = Duration::from_secs(30);
+/// The same while there is no link at all: nobody reaches this node then.
+const ALONE_AT_MOST: Duration = Duration::from_secs(2);
+const ALONE: Duration = Duration::from_millis(100);
 /// As much of a server's refusal as is read.
 const MAX_ERROR: usize = 16 * 1024;
 
@@ -80,6 +85,7 @@ impl Links {
             servers,
             tls: Arc::new(tls),
             node_name,
+            live: watch::Sender::new(0),
         })
     }
 
@@ -123,6 +129,7 @@ impl Links {
                 Ok(io) => {
                     tracing::info!(%server, "Keeps a link to an API server");
                     let begun = Instant::now();
+                    let _living = Living::new(&self.live);
                     if let Err(error) = answer(io, doors).await {
                         tracing::info!(%server, error = %chain(&error), "The link to an API server broke");
                     }
@@ -134,9 +141,7 @@ impl Links {
                     tracing::warn!(%server, %error, "Failed to link to an API server")
                 }
             }
-            let jitter = rand::rng().random_range(0.5..1.0);
-            sleep(again.mul_f64(jitter)).await;
-            again = (again * 2).min(AGAIN_AT_MOST);
+            again = pause(&self.live, again).await;
         }
     }
 
@@ -166,6 +171,48 @@ impl Links {
             Ok(upgraded) => upgraded,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         }
+    }
+}
+
+/// Waits before the next attempt; returns how long to wait after that one. The loss of the last link cuts it short: a
+/// server that was away may be back for long.
+async fn pause(live: &watch::Sender<usize>, again: Duration) -> Duration {
+    let mut live = live.subscribe();
+    let most = match *live.borrow_and_update() {
+        0 => ALONE_AT_MOST,
+        _ => AGAIN_AT_MOST,
+    };
+    let jitter = rand::rng().random_range(0.5..1.0);
+    let alone = async {
+        loop {
+            // Its sender is ours.
+            if live.changed().await.is_ok() && *live.borrow_and_update() == 0 {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = sleep(again.min(most).mul_f64(jitter)) => (again * 2).min(most),
+        () = alone => {
+            sleep(ALONE.mul_f64(jitter)).await;
+            AGAIN
+        }
+    }
+}
+
+/// Counts as a link until it is dropped.
+struct Living<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Living<'a> {
+    fn new(live: &'a watch::Sender<usize>) -> Self {
+        live.send_modify(|live| *live += 1);
+        Self(live)
+    }
+}
+
+impl Drop for Living<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|live| *live -= 1);
     }
 }
 
@@ -289,5 +336,30 @@ mod tests {
             text.contains("two") && text.contains("it has no link"),
             "{text}"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_loss_of_the_last_link_cuts_the_wait_for_another_short() {
+        let live = watch::Sender::new(0);
+        let (first, second) = (Living::new(&live), Living::new(&live));
+        let begun = Instant::now();
+        let waiting = pause(&live, AGAIN_AT_MOST);
+        let losing = async {
+            sleep(Duration::from_secs(1)).await;
+            drop(first);
+            sleep(Duration::from_secs(1)).await;
+            drop(second);
+        };
+        let (next, ()) = tokio::join!(waiting, losing);
+        assert!(begun.elapsed() <= Duration::from_secs(2) + ALONE);
+        assert_eq!(next, AGAIN);
+        let begun = Instant::now();
+        assert_eq!(pause(&live, AGAIN_AT_MOST).await, ALONE_AT_MOST);
+        assert!(begun.elapsed() <= ALONE_AT_MOST, "there is no other");
+        let one = Living::new(&live);
+        let begun = Instant::now();
+        assert_eq!(pause(&live, AGAIN_AT_MOST).await, AGAIN_AT_MOST);
+        assert!(begun.elapsed() >= AGAIN_AT_MOST / 2, "there is another");
+        drop(one);
     }
 }

@@ -1,8 +1,12 @@
 //! A node that nobody can dial: its pods, its logs and its metrics, by the connection it keeps to the servers.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
 use crate::cluster::{Cluster, EDGE, EDGE_ADDRESS, NODES, address};
 use crate::guests::Dial;
-use crate::lab::wait_for;
+use crate::lab::{Lab, wait_for};
 use crate::load;
 
 /// What is asked through every host.
@@ -126,6 +130,10 @@ pub(crate) fn works(cluster: &Cluster) {
         client.hears(lab, "ping from");
     }
 
+    ports_are_forwarded(lab);
+    let command = ["--", "echo", "from", "afar"];
+    let said = lab.kubectl(&[&["exec", "-n", "edge", "lines"], &command[..]].concat());
+    assert_eq!(said, "from afar\n");
     cluster.answers_everywhere(WEB, "/");
     cluster.answers_everywhere(CALLER, "/");
     lab.inside("hub", || {
@@ -148,4 +156,23 @@ pub(crate) fn works(cluster: &Cluster) {
     });
     assert!(metrics.contains("kubelet_running_pods"), "{metrics}");
     assert!(metrics.contains("pod=\"lines\""), "{metrics}");
+}
+
+fn ports_are_forwarded(lab: &Lab) {
+    let forward = lab.follow(&["port-forward", "-n", "edge", "pod/lines", ":7000"]);
+    let address = wait_for("kubectl to name its port", || {
+        let said = forward.said();
+        let rest = said.strip_prefix("Forwarding from ")?;
+        let (address, _) = rest.split_once(" -> ")?;
+        address.parse::<std::net::SocketAddr>().ok()
+    });
+    lab.inside("hub", || {
+        let mut stream = TcpStream::connect(address).expect("kubectl listens");
+        let patience = Duration::from_secs(30);
+        stream.set_read_timeout(Some(patience)).expect("set");
+        stream.write_all(b"forwarded\n").expect("sent");
+        let lines = BufReader::new(stream).lines().take(2);
+        let lines: Vec<String> = lines.map(|line| line.expect("a line")).collect();
+        assert_eq!(lines, ["edge-lines", "forwarded"]);
+    });
 }

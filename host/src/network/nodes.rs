@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::watch;
+
 /// One node, by name.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -16,12 +18,15 @@ pub(crate) struct Node {
     unreachable: AtomicBool,
     /// Another number each time it could be reached again.
     returns: AtomicU32,
+    /// Told each time.
+    returned: watch::Sender<()>,
 }
 
 #[derive(Default)]
 pub(crate) struct Nodes {
     own: Box<str>,
     all: RwLock<HashMap<Box<str>, Arc<Node>>>,
+    returned: watch::Sender<()>,
 }
 
 // === impl Nodes ===
@@ -31,6 +36,7 @@ impl Nodes {
         Self {
             own: own.into(),
             all: RwLock::default(),
+            returned: watch::Sender::default(),
         }
     }
 
@@ -48,10 +54,16 @@ impl Nodes {
                     local: *name == *self.own,
                     unreachable: AtomicBool::new(false),
                     returns: AtomicU32::new(0),
+                    returned: self.returned.clone(),
                 })
             });
             Arc::clone(node)
         })
+    }
+
+    /// Changes each time that a node can be reached again.
+    pub(crate) fn returned(&self) -> watch::Receiver<()> {
+        self.returned.subscribe()
     }
 
     /// This node's name.
@@ -81,6 +93,7 @@ impl Node {
         let was_unreachable = self.unreachable.swap(!reachable, Ordering::Relaxed);
         if reachable && was_unreachable {
             self.returns.fetch_add(1, Ordering::Relaxed);
+            self.returned.send_replace(());
         }
     }
 
@@ -99,6 +112,14 @@ mod tests {
         let nodes = Nodes::new("a");
         let (own, other) = (nodes.get("a"), nodes.get("b"));
         assert!(own.local && !other.local && other.is_reachable());
+        let returned = nodes.returned();
+        other.set_reachable(false);
+        assert!(!returned.has_changed().expect("it lives"));
+        other.set_reachable(true);
+        assert!(
+            returned.has_changed().expect("it lives"),
+            "who waits hears it"
+        );
         other.set_reachable(false);
         assert!(!nodes.get("b").is_reachable());
         drop(other);

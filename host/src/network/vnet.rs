@@ -20,7 +20,7 @@ use super::client::{Client, Whose};
 use super::egress::Egress;
 use super::identity::Identity;
 use super::namespaces::Namespaces;
-use super::nodes::Nodes;
+use super::nodes::{Node, Nodes};
 use super::observe::Observer;
 use super::pipe::Budget;
 use super::pod::{PodIdentity, PodNetwork};
@@ -290,9 +290,13 @@ impl Fabric {
     }
 
     /// The same port with other endpoints, as soon as the table has them: what refused is mostly a pod that has just ended,
-    /// and its successor is about to be known. `None` after [`RENEWAL`].
+    /// and its successor is about to be known. The same ones, when one is on a node that could not be reached and now can.
+    /// `None` after [`RENEWAL`].
     pub(crate) async fn renewed(&self, port: &Port) -> Option<Arc<Port>> {
         let mut tables = self.services.clone();
+        let mut returned = self.nodes.returned();
+        let nodes = port.endpoints.iter().filter_map(|e| e.node.as_deref());
+        let away: Vec<&Node> = nodes.filter(|node| !node.is_reachable()).collect();
         let find = async {
             loop {
                 {
@@ -300,11 +304,15 @@ impl Fabric {
                     let found = table
                         .get(&port.service.namespace, &port.service.name)?
                         .port_for(port.scope, port.number, port.protocol)?;
-                    if !found.endpoints.is_empty() && !found.same_endpoints(port) {
+                    let back = away.iter().any(|node| node.is_reachable());
+                    if !found.endpoints.is_empty() && (back || !found.same_endpoints(port)) {
                         return Some(Arc::clone(found));
                     }
                 }
-                tables.changed().await.ok()?;
+                tokio::select! {
+                    changed = tables.changed() => changed.ok()?,
+                    Ok(()) = returned.changed() => {}
+                }
             }
         };
         tokio::time::timeout(RENEWAL, find).await.ok().flatten()

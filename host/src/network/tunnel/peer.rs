@@ -278,10 +278,6 @@ impl Task {
 
     fn publish(&self) {
         let (link, reachable) = (self.machine.link(), self.machine.is_reachable());
-        if self.node.is_reachable() != reachable {
-            info!(node = %self.node.name, reachable, "Node's reachability changed");
-            self.node.set_reachable(reachable);
-        }
         self.status.send_if_modified(|status| {
             let changed = status.link != link;
             status.link = link;
@@ -291,6 +287,11 @@ impl Task {
             };
             changed
         });
+        // Who waits for the node finds the connection.
+        if self.node.is_reachable() != reachable {
+            info!(node = %self.node.name, reachable, "Node's reachability changed");
+            self.node.set_reachable(reachable);
+        }
     }
 }
 

@@ -441,6 +441,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_a_shell_that_somebody_types_into_reads_interrupts() {
+        let check = |command: &[&str], expected| {
+            let words: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
+            assert_eq!(interrupts(&words), expected, "{command:?}");
+        };
+        check(&["sh"], Interrupts::AreRead);
+        check(&["/bin/sh", "-i"], Interrupts::AreRead);
+        check(&["toolbox"], Interrupts::AreRead);
+        check(&["toolbox", "sh"], Interrupts::AreRead);
+        check(&["sh", "-c", "sleep 9"], Interrupts::End);
+        check(&["sh", "script"], Interrupts::End);
+        check(&["toolbox", "sleep", "9"], Interrupts::End);
+        check(&["cat"], Interrupts::End);
+    }
+
+    #[test]
     fn what_cannot_be_asked_is_said_before_any_stream_is_open() {
         let known = Known::default();
         let record = Record::new(

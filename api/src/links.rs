@@ -19,8 +19,9 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::Empty;
 use hyper::client::conn::http2::{self, SendRequest};
+use hyper::rt::Executor;
 use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -156,12 +157,26 @@ pub(crate) async fn serve(
     Ok(reply)
 }
 
+/// What drives one link: streams would keep it open though nobody here holds it any more.
+#[derive(Clone)]
+struct Tasks(CancellationToken);
+
+impl<F> Executor<F> for Tasks
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        tokio::spawn(self.0.clone().run_until_cancelled_owned(task));
+    }
+}
+
 /// Keeps a node's link until it breaks, is replaced, the node's certificate ends, or the server stops.
 async fn hold(api: Arc<Api>, node: String, upgrade: OnUpgrade, until: Option<Timestamp>) {
     let Ok(Ok(io)) = timeout(HANDSHAKE, upgrade).await else {
         return;
     };
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let tasks = Tasks(CancellationToken::new());
+    let mut builder = http2::Builder::new(tasks.clone());
     builder
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE)
@@ -181,6 +196,7 @@ async fn hold(api: Arc<Api>, node: String, upgrade: OnUpgrade, until: Option<Tim
         () = end.cancelled() => {}
         () = handlers::passed(until) => {
             tracing::info!(%node, "The certificate that a node's link began with has ended");
+            tasks.0.cancel();
         }
         ended = connection => if let Err(error) = ended {
             tracing::info!(%node, %error, "A node's link broke");

@@ -43,6 +43,8 @@ pub struct Links {
     node_name: String,
     /// Links that live now.
     live: watch::Sender<usize>,
+    /// Changes when there is another certificate.
+    renewed: watch::Receiver<()>,
 }
 
 /// Where streams go that servers open backwards.
@@ -78,14 +80,13 @@ impl Links {
         certificates: &Certificates,
         node_name: String,
     ) -> Result<Self, tls::Error> {
-        let mut tls = certificates.client_config(&[b"http/1.1"])?;
-        // A resumed session would go on with a certificate that has been replaced.
-        tls.resumption = rustls::client::Resumption::disabled();
+        let tls = certificates.client_config(&[b"http/1.1"])?;
         Ok(Self {
             servers,
             tls: Arc::new(tls),
             node_name,
             live: watch::Sender::new(0),
+            renewed: certificates.renewed(),
         })
     }
 
@@ -124,14 +125,28 @@ impl Links {
     async fn keep_one(&self, server: &Address, doors: &Doors) {
         let path = format!("{LINK_PATH}{}/link", self.node_name);
         let mut again = AGAIN;
+        let mut renewed = self.renewed.clone();
+        // Links that were replaced: what goes over them may end in its time.
+        let mut replaced = JoinSet::new();
         loop {
+            while replaced.try_join_next().is_some() {}
+            renewed.mark_unchanged();
             match self.upgrade(server, &path).await {
                 Ok(io) => {
                     tracing::info!(%server, "Keeps a link to an API server");
                     let begun = Instant::now();
                     let _living = Living::new(&self.live);
-                    if let Err(error) = answer(io, doors).await {
-                        tracing::info!(%server, error = %chain(&error), "The link to an API server broke");
+                    let mut link = Box::pin(answer(io, doors.clone()));
+                    tokio::select! {
+                        ended = &mut link => if let Err(error) = ended {
+                            tracing::info!(%server, error = %chain(&error), "The link to an API server broke");
+                        },
+                        // The server ends a link with its certificate: the next one is there before that.
+                        Ok(()) = renewed.changed() => {
+                            replaced.spawn(link);
+                            again = AGAIN;
+                            continue;
+                        }
                     }
                     if begun.elapsed() > LIVED {
                         again = AGAIN;
@@ -265,8 +280,7 @@ async fn refusal(response: Response<Incoming>) -> io::Error {
 }
 
 /// Serves the streams a server opens over a link, until the link ends.
-async fn answer(io: Upgraded, doors: &Doors) -> Result<(), hyper::Error> {
-    let doors = doors.clone();
+async fn answer(io: Upgraded, doors: Doors) -> Result<(), hyper::Error> {
     let service = service_fn(move |request: Request<Incoming>| {
         let doors = doors.clone();
         async move { Ok::<_, std::convert::Infallible>(open(request, &doors)) }

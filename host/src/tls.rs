@@ -6,13 +6,14 @@
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rustls::client::ResolvesClientCert;
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, CommonState, RootCertStore, ServerConfig, SignatureScheme};
+use tokio::sync::watch;
 use types::well_known::{GROUP_NODES, USER_KUBELET_CLIENT};
 
 /// PEM texts: the cluster's authority, and a certificate that is good as a client and as a server.
@@ -37,6 +38,8 @@ pub struct Certificates {
     roots: Arc<RootCertStore>,
     client: Arc<Slot>,
     server: Arc<Slot>,
+    /// Told when there is another client certificate.
+    renewed: watch::Sender<()>,
 }
 
 /// Which of the two certificates.
@@ -76,6 +79,7 @@ impl Certificates {
             roots: Arc::new(roots),
             client: Arc::new(Slot(RwLock::new(Arc::clone(&key)))),
             server: Arc::new(Slot(RwLock::new(key))),
+            renewed: watch::Sender::default(),
         }))
     }
 
@@ -87,7 +91,15 @@ impl Certificates {
             Role::Server => &self.server,
         };
         *slot.0.write().unwrap_or_else(PoisonError::into_inner) = key;
+        if role == Role::Client {
+            self.renewed.send_replace(());
+        }
         Ok(())
+    }
+
+    /// Changes when there is another client certificate.
+    pub(crate) fn renewed(&self) -> watch::Receiver<()> {
+        self.renewed.subscribe()
     }
 
     pub fn authority(&self) -> &[CertificateDer<'static>] {
@@ -122,6 +134,8 @@ impl Certificates {
             .map_err(|error| Error::Setup(error.to_string()))?
             .with_root_certificates(Arc::clone(&self.roots))
             .with_client_cert_resolver(resolver);
+        // A resumed session would go on with a certificate that has been replaced.
+        config.resumption = Resumption::disabled();
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         Ok(config)
     }

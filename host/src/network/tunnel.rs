@@ -157,9 +157,7 @@ impl fmt::Debug for Config {
 impl Tunnel {
     pub(crate) fn new(config: &Config, stop: CancellationToken) -> Result<Self, tls::Error> {
         let acceptor = config.certificates.server_config(&[b"h2"])?;
-        let mut client = config.certificates.client_config(&[b"h2"])?;
-        // A resumed session would go on with a certificate that has been replaced.
-        client.resumption = rustls::client::Resumption::disabled();
+        let client = config.certificates.client_config(&[b"h2"])?;
         Ok(Self {
             means: Means {
                 dialler: Arc::new(Dialler {

@@ -394,6 +394,10 @@ pub(super) fn wait(
             );
         }
         log.close();
+        // Who hears that it ended finds its last lines.
+        let mut progress = log.progress();
+        let written = progress.wait_for(|progress| progress.closed);
+        let _ = tokio::time::timeout(LAST_LINES, written).await;
         let mut message = exit.message.clone();
         if fall_back && exit.code != 0 && message.is_empty() {
             message = last_words(&log).await;
@@ -416,8 +420,6 @@ fn reason(exit: &Exit) -> &'static str {
 }
 
 async fn last_words(log: &Arc<Log>) -> String {
-    let mut progress = log.progress();
-    let _ = tokio::time::timeout(LAST_LINES, progress.wait_for(|progress| progress.closed)).await;
     let path = log.path().to_owned();
     let read = tokio::task::spawn_blocking(move || {
         let options = Options {

@@ -95,7 +95,7 @@ async fn measure() -> Result<()> {
     ];
     let nginx = nginx(dir.path())?;
     if let Some((nginx, address)) = &nginx {
-        let mut processes = children(nginx.0.id());
+        let mut processes = children(nginx.0.0.id());
         processes.push(far);
         targets.push(Target::new("nginx, TLS, nginx", *address, &processes));
     } else {
@@ -286,8 +286,20 @@ async fn relay(to: SocketAddr) -> Result<SocketAddr> {
     Ok(address)
 }
 
+/// nginx's master process: its workers end with it only if it is asked, not killed.
+struct Master(Owned);
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        let id = nix::unistd::Pid::from_raw(self.0.0.id() as i32);
+        // An error here means that it has ended already.
+        let _ = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.0.0.wait();
+    }
+}
+
 /// A pair in one process: the first speaks TLS to the second, which speaks HTTP to the pod's node.
-fn nginx(dir: &Path) -> Result<Option<(Owned, SocketAddr)>> {
+fn nginx(dir: &Path) -> Result<Option<(Master, SocketAddr)>> {
     if Command::new("nginx")
         .arg("-v")
         .stderr(Stdio::null())
@@ -327,7 +339,10 @@ fn nginx(dir: &Path) -> Result<Option<(Owned, SocketAddr)>> {
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    Ok(Some((Owned(process), SocketAddr::from((NGINX, 8080)))))
+    Ok(Some((
+        Master(Owned(process)),
+        SocketAddr::from((NGINX, 8080)),
+    )))
 }
 
 /// The workers of an nginx, once they are there.

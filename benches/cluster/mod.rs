@@ -55,6 +55,11 @@ impl Cluster {
         Self::on(dir)
     }
 
+    /// Kills the process; its data directory stays for as long as the caller keeps it.
+    pub(crate) fn end(self) -> tempfile::TempDir {
+        self.dir
+    }
+
     fn on(dir: tempfile::TempDir) -> Result<Self> {
         let id = std::process::id();
         let service_address = Ipv4Addr::new(127, 77, (id >> 8) as u8, (id as u8).clamp(1, 254));

@@ -95,6 +95,15 @@ macro_rules! informers {
                 })*
             }
 
+            /// Every kind that is watched: where, and how what is read of one object is decoded.
+            #[cfg(test)]
+            pub(crate) fn decoders(&self) -> Vec<(String, fn(&str) -> Result<(), serde_json::Error>)> {
+                fn decode<T: Watched>(_: &Store<T>) -> fn(&str) -> Result<(), serde_json::Error> {
+                    |text| serde_json::from_str::<T>(text).map(drop)
+                }
+                vec![$((self.$name.url().to_owned(), decode(&self.$name))),*]
+            }
+
             /// Waits until every store has its first list.
             pub async fn synced(&self) {
                 tokio::join!($(self.$name.synced()),*);

@@ -9,6 +9,7 @@
 //!   told nothing more.
 //! - A lost watch is resumed at its last revision; when that is gone (410), a new list is compared with the store and the
 //!   differences are told like events. No change is missed for good, though versions in between may be.
+//! - An object that cannot be read is as if it were not there, with a warning that names it; the others go on.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -19,13 +20,15 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use kube::Client;
 use kube::api::WatchEvent;
-use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+mod item;
+
 use crate::objects::{Key, Watched};
+use item::{Item, List, Unreadable};
 
 /// How long the server is asked to keep one watch open.
 const WATCH_SECONDS: u64 = 290;
@@ -81,21 +84,6 @@ pub enum Error {
     Request { url: String, source: http::Error },
     #[error("watch {url}: revision {revision} is gone")]
     Gone { url: String, revision: u64 },
-}
-
-#[derive(Deserialize)]
-struct List<T> {
-    metadata: ListMeta,
-    #[serde(default = "Vec::new")]
-    items: Vec<T>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct ListMeta {
-    resource_version: String,
-    #[serde(rename = "continue")]
-    continue_: String,
 }
 
 // === impl Store ===
@@ -225,6 +213,11 @@ impl<T: Watched> Store<T> {
             .collect()
     }
 
+    #[cfg(test)]
+    pub(crate) fn url(&self) -> &str {
+        &self.inner.url
+    }
+
     /// Waits until the first list is complete.
     pub async fn synced(&self) {
         // The sender lives as long as `self`, so this cannot fail.
@@ -332,7 +325,11 @@ impl<T: Watched> Inner<T> {
                     url: self.url.clone(),
                     source,
                 })?;
-            items.extend(page.items);
+            items.extend(
+                page.items
+                    .into_iter()
+                    .filter_map(|item| self.readable(item)),
+            );
             token = page.metadata.continue_;
             if token.is_empty() {
                 let revision = page.metadata.resource_version.parse().unwrap_or(0);
@@ -354,7 +351,7 @@ impl<T: Watched> Inner<T> {
             url: self.url.clone(),
             revision: from,
         };
-        let events = timeout(LIST_DEADLINE, client.request_events::<T>(request))
+        let events = timeout(LIST_DEADLINE, client.request_events::<Item<T>>(request))
             .await
             .map_err(|_| Error::Deadline {
                 url: self.url.clone(),
@@ -383,8 +380,8 @@ impl<T: Watched> Inner<T> {
             })?;
             match event {
                 None => return Ok(()),
-                Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => self.put(object),
-                Some(WatchEvent::Deleted(object)) => self.remove(&object),
+                Some(WatchEvent::Added(item) | WatchEvent::Modified(item)) => self.put(item),
+                Some(WatchEvent::Deleted(item)) => self.remove(&item),
                 Some(WatchEvent::Bookmark(mark)) => {
                     self.advance(mark.metadata.resource_version.parse().unwrap_or(0));
                 }
@@ -409,15 +406,15 @@ impl<T: Watched> Inner<T> {
     /// Takes a complete list: what is not in it is gone.
     fn replace(&self, items: Vec<T>, revision: u64) {
         let listed: BTreeSet<Key> = items.iter().map(|o| o.meta().key()).collect();
-        let vanished: Vec<Arc<T>> = self
+        let vanished: Vec<Key> = self
             .read()
             .objects
-            .iter()
-            .filter(|(key, _)| !listed.contains(*key))
-            .map(|(_, object)| Arc::clone(object))
+            .keys()
+            .filter(|key| !listed.contains(*key))
+            .cloned()
             .collect();
-        for object in vanished {
-            self.forget(&object);
+        for key in vanished {
+            self.forget(&key);
         }
         for object in items {
             self.insert(object);
@@ -425,16 +422,29 @@ impl<T: Watched> Inner<T> {
         self.revision.send_replace(Some(revision));
     }
 
-    fn put(&self, object: T) {
-        let revision = object.meta().revision();
-        self.insert(object);
+    fn put(&self, item: Item<T>) {
+        let (key, revision) = item.place();
+        match self.readable(item) {
+            Some(object) => self.insert(object),
+            None => self.forget(&key),
+        }
         self.advance(revision);
     }
 
-    fn remove(&self, object: &T) {
-        let revision = object.meta().revision();
-        self.forget(object);
+    fn remove(&self, item: &Item<T>) {
+        let (key, revision) = item.place();
+        self.forget(&key);
         self.advance(revision);
+    }
+
+    fn readable(&self, item: Item<T>) -> Option<T> {
+        match item {
+            Item::Readable(object) => Some(object),
+            Item::Unreadable(Unreadable { key, why, .. }) => {
+                warn!(url = self.url, object = %key, error = why, "An object cannot be read and is left out");
+                None
+            }
+        }
     }
 
     fn advance(&self, revision: u64) {
@@ -477,14 +487,13 @@ impl<T: Watched> Inner<T> {
         self.tell(old.as_ref(), Some(&object));
     }
 
-    fn forget(&self, object: &T) {
-        let key = object.meta().key();
+    fn forget(&self, key: &Key) {
         let old = {
             let mut state = self.write();
-            let Some(old) = state.objects.remove(&key) else {
+            let Some(old) = state.objects.remove(key) else {
                 return;
             };
-            state.unindex((self.index)(&old), &key);
+            state.unindex((self.index)(&old), key);
             old
         };
         self.tell(Some(&old), None);
@@ -508,6 +517,18 @@ impl<T: Watched> Inner<T> {
 
     fn write(&self) -> RwLockWriteGuard<'_, State<T>> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Item ===
+
+impl<T: Watched> Item<T> {
+    /// Which object, and which version of it.
+    fn place(&self) -> (Key, u64) {
+        match self {
+            Self::Readable(object) => (object.meta().key(), object.meta().revision()),
+            Self::Unreadable(object) => (object.key.clone(), object.revision),
+        }
     }
 }
 

@@ -5,9 +5,11 @@ use serde_json::{Value, json};
 use super::Conversion;
 use super::names;
 use super::path::Path;
-use super::rules::Check::{Between, Immutable, Name, OneOf, Required, Unique, With};
+use super::rules::Check::{
+    Between, Immutable, Name, NotNegative, OneOf, Positive, Required, Unique, With,
+};
 use super::rules::Literal::{Number, Text};
-use super::rules::{Rules, check};
+use super::rules::{Check, Rules, check};
 use super::strategy::Door;
 use crate::object::Object;
 use crate::status::Cause;
@@ -93,6 +95,22 @@ pub static HTTP_ROUTE: Rules = Rules {
             "spec.rules[].filters[].requestMirror?.fraction?.denominator",
             Number(100),
         ),
+        (
+            "spec.rules[].backendRefs[].filters[].requestRedirect?.statusCode",
+            Number(302),
+        ),
+        (
+            "spec.rules[].backendRefs[].filters[].requestMirror?.backendRef.group",
+            Text(""),
+        ),
+        (
+            "spec.rules[].backendRefs[].filters[].requestMirror?.backendRef.kind",
+            Text("Service"),
+        ),
+        (
+            "spec.rules[].backendRefs[].filters[].requestMirror?.fraction?.denominator",
+            Number(100),
+        ),
     ],
     default: |new| {
         let everything = || json!([{"path": {"type": "PathPrefix", "value": "/"}}]);
@@ -120,6 +138,7 @@ pub static HTTP_ROUTE: Rules = Rules {
         ("spec.rules[].filters", With(filters)),
         ("spec.rules[].backendRefs[]", With(backend)),
         ("spec.rules[].backendRefs[].weight", Between(0, 1_000_000)),
+        ("spec.rules[].backendRefs[].filters", With(filters)),
         ("spec.rules[].timeouts.request", With(duration)),
         ("spec.rules[].timeouts.backendRequest", With(duration)),
     ],
@@ -295,7 +314,9 @@ fn rule(path: &Path<'_>, rule: &Value, causes: &mut Vec<Cause>) {
         let why = "RequestRedirect filter must not be used together with backendRefs";
         causes.push(Cause::invalid(path, &"".into(), why));
     }
-    let replaces_prefix = filters.iter().any(|filter| {
+    let of_backends = items(rule, "backendRefs");
+    let of_backends = of_backends.iter().flat_map(|b| items(b, "filters"));
+    let replaces_prefix = filters.iter().chain(of_backends).any(|filter| {
         ["requestRedirect", "urlRewrite"]
             .iter()
             .any(|key| filter[*key]["path"]["type"] == "ReplacePrefixMatch")
@@ -313,6 +334,35 @@ fn rule(path: &Path<'_>, rule: &Value, causes: &mut Vec<Cause>) {
             &matches.len().into(),
             why,
         ));
+    }
+}
+
+const FILTER: &[(&str, Check)] = &[
+    ("requestHeaderModifier.set[].name", With(header_name)),
+    ("requestHeaderModifier.add[].name", With(header_name)),
+    ("responseHeaderModifier.set[].name", With(header_name)),
+    ("responseHeaderModifier.add[].name", With(header_name)),
+    ("requestRedirect.scheme", OneOf(&["http", "https"])),
+    ("requestRedirect.port", Between(1, 65535)),
+    ("requestRedirect.hostname", With(hostname)),
+    ("requestMirror.backendRef", With(backend)),
+    ("requestMirror.percent", Between(0, 100)),
+    ("requestMirror.fraction.numerator", NotNegative),
+    ("requestMirror.fraction.denominator", Positive),
+    ("requestMirror", With(mirror)),
+];
+
+/// One way to say how much, and not more than all.
+fn mirror(path: &Path<'_>, mirror: &Value, causes: &mut Vec<Cause>) {
+    let fraction = &mirror["fraction"];
+    if !fraction.is_null() && !mirror["percent"].is_null() {
+        let why = "Only one of percent or fraction may be specified in HTTPRequestMirrorFilter";
+        causes.push(Cause::invalid(path, &"".into(), why));
+    }
+    let of = fraction["denominator"].as_i64().unwrap_or(100);
+    if fraction["numerator"].as_i64().is_some_and(|part| part > of) {
+        let why = "numerator must be less than or equal to denominator";
+        causes.push(Cause::invalid(path.key("fraction"), &"".into(), why));
     }
 }
 
@@ -345,23 +395,13 @@ fn filters(path: &Path<'_>, filters: &Value, causes: &mut Vec<Cause>) {
                 _ => {}
             }
         }
-        let redirect = &filter["requestRedirect"];
-        if !redirect.is_null() {
-            check(
-                &[
-                    ("scheme", OneOf(&["http", "https"])),
-                    ("port", Between(1, 65535)),
-                    ("hostname", With(hostname)),
-                ],
-                &path.key("requestRedirect"),
-                redirect,
-                causes,
-            );
-            let code = redirect["statusCode"].as_i64().unwrap_or(302);
-            if !matches!(code, 301 | 302 | 303 | 307 | 308) {
-                let why = "supported values: 301, 302, 303, 307, 308";
-                causes.push(Cause::invalid(path, &code.into(), why));
-            }
+        check(FILTER, &path, filter, causes);
+        let code = filter["requestRedirect"]["statusCode"].as_i64();
+        if let Some(code) = code
+            && !matches!(code, 301 | 302 | 303 | 307 | 308)
+        {
+            let why = "supported values: 301, 302, 303, 307, 308";
+            causes.push(Cause::invalid(path, &code.into(), why));
         }
     }
     let count = |kind: &str| all.iter().filter(|f| f["type"] == kind).count();
@@ -462,6 +502,51 @@ mod tests {
                 "spec.rules[0].timeouts.request: Invalid value: \"5x\": must be a duration such as 10s, 1h30m or 500ms",
             ],
         );
+    }
+
+    #[test]
+    fn the_numbers_of_filters_are_within_bounds_on_rules_and_on_backends() {
+        let mirror = |numbers: &str| {
+            format!(
+                "{{type: RequestMirror, requestMirror: {{backendRef: {{name: m, port: 80}}, {numbers}}}}}"
+            )
+        };
+        let mut filters: Vec<String> = [
+            "percent: -1",
+            "fraction: {numerator: -1}",
+            "fraction: {numerator: 1, denominator: 0}",
+            "percent: 5, fraction: {numerator: 1}",
+        ]
+        .map(mirror)
+        .into();
+        filters.push("{type: RequestRedirect, requestRedirect: {statusCode: 70000}}".to_owned());
+        let wrong = |at: &str| {
+            [
+                "[0].requestMirror.percent: Invalid value: -1: must be between 0 and 100, inclusive",
+                "[1].requestMirror.fraction.numerator: Invalid value: -1: must be greater than or equal to 0",
+                "[2].requestMirror.fraction.denominator: Invalid value: 0: must be greater than zero",
+                "[2].requestMirror.fraction: Invalid value: \"\": numerator must be less than or equal to denominator",
+                "[3].requestMirror: Invalid value: \"\": Only one of percent or fraction may be specified in HTTPRequestMirrorFilter",
+                "[4]: Invalid value: 70000: supported values: 301, 302, 303, 307, 308",
+            ]
+            .map(|text| format!("{at}.filters{text}"))
+        };
+        let filters = filters.join(", ");
+        for (rule, at) in [
+            (format!("{{filters: [{filters}]}}"), "spec.rules[0]"),
+            (
+                format!("{{backendRefs: [{{name: s, port: 80, filters: [{filters}]}}]}}"),
+                "spec.rules[0].backendRefs[0]",
+            ),
+        ] {
+            let wrong = wrong(at);
+            let expected: Vec<&str> = wrong.iter().map(String::as_str).collect();
+            check(
+                "httproutes",
+                &format!("{{metadata: {{name: r}}, spec: {{rules: [{rule}]}}}}"),
+                &expected,
+            );
+        }
     }
 
     #[test]

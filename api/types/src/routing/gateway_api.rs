@@ -1,4 +1,5 @@
 //! The kinds of gateway.networking.k8s.io as far as they are read. Fields by their public specification; never written back.
+//! Numbers are as wide as the API's: an object that was stored must be readable, whatever stands in it.
 
 use std::collections::BTreeMap;
 
@@ -221,7 +222,7 @@ pub struct RequestRedirect {
     pub hostname: Option<String>,
     pub path: Option<PathModifier>,
     pub port: Option<i32>,
-    pub status_code: Option<u16>,
+    pub status_code: Option<i32>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -244,15 +245,15 @@ pub struct PathModifier {
 #[serde(rename_all = "camelCase", default)]
 pub struct RequestMirror {
     pub backend_ref: ObjectReference,
-    pub percent: Option<u32>,
+    pub percent: Option<i32>,
     pub fraction: Option<Fraction>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Fraction {
-    pub numerator: u32,
-    pub denominator: Option<u32>,
+    pub numerator: i32,
+    pub denominator: Option<i32>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

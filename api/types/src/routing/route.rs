@@ -9,7 +9,7 @@ use regex::Regex;
 
 use super::gateway_api::{
     HeaderModifier, HttpHeader, HttpRoute, HttpRouteFilter, HttpRouteMatch, HttpRouteRule,
-    NamedMatch, ObjectReference, ParentReference, PathModifier, RequestRedirect,
+    NamedMatch, ObjectReference, ParentReference, PathModifier, RequestMirror, RequestRedirect,
 };
 use super::grants::{allows, is_granted};
 use super::listener::Ours;
@@ -385,19 +385,25 @@ fn filter(
         "RequestMirror" => {
             let mirror = filter.request_mirror.as_ref().ok_or_else(missing)?;
             let target = target(world, route, &mirror.backend_ref, findings);
-            let share = match (&mirror.fraction, mirror.percent) {
-                (Some(fraction), _) => {
-                    let of = u64::from(fraction.denominator.unwrap_or(100)).max(1);
-                    u32::try_from(u64::from(fraction.numerator) * 1_000_000 / of)
-                        .unwrap_or(1_000_000)
-                }
-                (None, Some(percent)) => percent.saturating_mul(10_000),
-                (None, None) => 1_000_000,
-            };
+            let share = share(mirror);
             Ok(Filter::Mirror { target, share })
         }
         other => Err(format!("filter {other:?}")),
     }
+}
+
+/// Of a million requests, how many are mirrored.
+fn share(mirror: &RequestMirror) -> u32 {
+    const ALL: i64 = 1_000_000;
+    let share = match (&mirror.fraction, mirror.percent) {
+        (Some(fraction), _) => {
+            let of = i64::from(fraction.denominator.unwrap_or(100)).max(1);
+            i64::from(fraction.numerator) * ALL / of
+        }
+        (None, Some(percent)) => i64::from(percent) * ALL / 100,
+        (None, None) => ALL,
+    };
+    u32::try_from(share.clamp(0, ALL)).unwrap_or_default()
 }
 
 fn headers(change: &HeaderModifier) -> Result<HeaderChange, String> {
@@ -421,10 +427,12 @@ fn headers(change: &HeaderModifier) -> Result<HeaderChange, String> {
 }
 
 fn redirect(to: &RequestRedirect) -> Result<Redirect, String> {
-    let code = StatusCode::from_u16(to.status_code.unwrap_or(302)).map_err(|e| e.to_string())?;
-    if !code.is_redirection() {
-        return Err(format!("redirect with code {code}"));
-    }
+    let code = to.status_code.unwrap_or(302);
+    let known = u16::try_from(code).ok().map(StatusCode::from_u16);
+    let known = known
+        .and_then(Result::ok)
+        .filter(StatusCode::is_redirection);
+    let code = known.ok_or_else(|| format!("redirect with code {code}"))?;
     Ok(Redirect {
         scheme: to.scheme.clone(),
         host: to.hostname.clone(),

@@ -3,6 +3,7 @@
 
 pub mod annotations;
 pub mod gateway_api;
+pub mod origin;
 pub mod report;
 pub mod table;
 

@@ -10,6 +10,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body as _, Incoming};
 use rand::RngExt;
 use tokio::time::Instant;
+use types::routing::origin::RouteKind;
 use types::routing::table::{Asked, Backend, Filter, Route, Target};
 
 use super::bodies::{Fault, Inbound, Outbound, tee};
@@ -357,7 +358,7 @@ impl Exchange<'_> {
                 return refuse(StatusCode::INTERNAL_SERVER_ERROR, text);
             }
         };
-        let of_ingress = action.origin.starts_with("Ingress");
+        let of_ingress = action.origin.kind == RouteKind::Ingress;
         let found = self.connection.shared.gate.target(key, port);
         // The Gateway API advises against ExternalNames, Ingresses have always led to them.
         let found = found.filter(|target| of_ingress || !target.is_name());

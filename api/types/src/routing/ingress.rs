@@ -10,8 +10,9 @@ use regex::Regex;
 
 use super::annotations::Options;
 use super::gateway_api::Ingress;
+use super::origin::{Origin, RouteKind};
 use super::table::{
-    Action, Backend, Filter, HostPattern, PathChange, PathRule, PortRef, Route, Target,
+    Action, Backend, Filter, HostPattern, PathChange, PathRule, Policy, PortRef, Route, Target,
 };
 use super::{Compiled, Doors, HTTP, HTTPS, Key, Problem, World, reason};
 
@@ -97,7 +98,7 @@ struct One<'a> {
     ingress: &'a Ingress,
     options: Options,
     out: &'a mut Compiled,
-    origin: Arc<str>,
+    origin: Arc<Origin>,
 }
 
 // === impl One ===
@@ -109,7 +110,10 @@ impl<'a> One<'a> {
             ingress,
             options: Options::parse(&ingress.metadata.annotations),
             out,
-            origin: format!("Ingress {}", ingress.metadata.key()).into(),
+            origin: Arc::new(Origin {
+                kind: RouteKind::Ingress,
+                about: ingress.metadata.key(),
+            }),
         }
     }
 
@@ -227,7 +231,8 @@ impl<'a> One<'a> {
                 location,
                 code: StatusCode::FOUND,
             }],
-            ..Action::default()
+            backends: Vec::new(),
+            policy: Policy::default(),
         });
         let route = Arc::new(Route::new(PathRule::Exact("/".to_owned()), action));
         for host in hosts {

@@ -13,6 +13,7 @@ use super::gateway_api::{
 };
 use super::grants::{allows, is_granted};
 use super::listener::Ours;
+use super::origin::{Origin, RouteKind};
 use super::status::{Fact, ParentStatus, RouteStatus};
 use super::table::{
     Action, Backend, Filter, HeaderChange, HostPattern, PathChange, PathRule, Policy, PortRef,
@@ -222,7 +223,10 @@ fn compile(
         }];
     }
     let action = Arc::new(Action {
-        origin: format!("HTTPRoute {}", route.metadata.key()).into(),
+        origin: Arc::new(Origin {
+            kind: RouteKind::HttpRoute,
+            about: route.metadata.key(),
+        }),
         filters,
         backends,
         policy,

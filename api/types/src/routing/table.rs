@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use regex::Regex;
 
 use super::Key;
+use super::origin::Origin;
 
 /// What is served on each port.
 #[derive(Clone, Debug, Default)]
@@ -78,10 +79,9 @@ pub enum TextRule {
 }
 
 /// What is done with a request that matched.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Action {
-    /// Whose rule it is: `Ingress shop/web`.
-    pub origin: Arc<str>,
+    pub origin: Arc<Origin>,
     pub filters: Vec<Filter>,
     pub backends: Vec<Backend>,
     pub policy: Policy,

@@ -63,7 +63,12 @@ async fn filters_change_requests_and_answers() {
         {"matches": at("/port"), "filters": [{"type": "RequestRedirect", "requestRedirect": {"port": 8443}}]},
         {"matches": at("/none")},
         {"matches": at("/missing"), "backendRefs": to("missing")},
+        // An Ingress may lead to another name, a route may not.
+        {"matches": at("/name"), "backendRefs": to("name")},
     ]));
+    let name = json!({"type": "ExternalName", "externalName": "web.shop.svc.cluster.local",
+        "ports": [{"port": 80}]});
+    guests::publish(&rig.network, "name", name, json!([]), &[]);
     let address = rig.http().await;
     let request = "GET /rewrite/x?q HTTP/1.1\r\nHost: g.test\r\nX-A: sent\r\nX-B: sent\r\nConnection: close\r\n\r\n";
     let answer = curl(address, request).await;
@@ -83,7 +88,7 @@ async fn filters_change_requests_and_answers() {
         answer.contains("location: http://g.test:8443/port/x\r\n"),
         "{answer}"
     );
-    for path in ["/none", "/missing"] {
+    for path in ["/none", "/missing", "/name"] {
         assert_eq!(
             status(&curl(address, &get("g.test", path)).await),
             "500",

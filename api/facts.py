@@ -3,7 +3,8 @@
 
 usage: facts.py DIRECTORY   (holds types-1.36.json, protobuf-1.36.json, discovery-1.36.json and bootstrap-rbac-1.36.json)
 
-Writes src/facts/types.txt, src/facts/protobuf.txt and src/facts/rbac.txt beside this script. What is kept: every kind that discovery lists,
+Writes src/facts/types.txt, src/facts/protobuf.txt, src/facts/rbac.txt and src/facts/discovery.txt (what tests compare with)
+beside this script. What is kept of types: every kind that discovery lists,
 its list, the bodies of its subresources, a few meta types, and whatever these reach. Nothing else is carried along.
 
 types.txt, one block per definition (names without their leading `io.k8s.`):
@@ -27,6 +28,10 @@ rbac.txt, one block per role, one line per binding (`-` is an empty word, the co
     <tab>VERBS URLS
     <tab>+LABEL                             aggregates the roles that have LABEL=true
     binding NAMESPACE NAME ROLE SUBJECT…    user:NAME group:NAME account:NAMESPACE/NAME
+
+discovery.txt, one line per resource in the order of the document (`-` is empty):
+    GROUP VERSION RESOURCE SINGULAR KIND SCOPE VERBS SHORTNAMES CATEGORIES
+    <tab>SUBRESOURCE GROUP VERSION KIND VERBS
 """
 
 import json
@@ -396,6 +401,27 @@ def write_rbac(path, facts):
     path.write_text("\n".join(lines) + "\n")
 
 
+def write_discovery(path, document):
+    lines = ["# Written by facts.py, which explains the form."]
+
+    def add(indent, *words):
+        words = [",".join(word) if isinstance(word, list) else word for word in words]
+        lines.append(indent + " ".join(word or "-" for word in words))
+
+    for part in ("api", "apis"):
+        for group in document[part]["items"]:
+            for version in group["versions"]:
+                for r in version["resources"]:
+                    answer = r["responseKind"]
+                    assert not answer["group"] and not answer["version"]
+                    add("", group["metadata"].get("name", ""), version["version"], r["resource"], r["singularResource"],
+                        answer["kind"], r["scope"], r["verbs"], r.get("shortNames", []), r.get("categories", []))
+                    for sub in r.get("subresources", []):
+                        answer = sub["responseKind"]
+                        add("\t", sub["subresource"], answer["group"], answer["version"], answer["kind"], sub["verbs"])
+    path.write_text("\n".join(lines) + "\n")
+
+
 def main():
     source = pathlib.Path(sys.argv[1])
     target = pathlib.Path(__file__).parent / "src" / "facts"
@@ -421,6 +447,7 @@ def main():
     write_types(target / "types.txt", types, messages, keep)
     write_messages(target / "protobuf.txt", messages, reach_messages(messages, [*keep, *options]))
     write_rbac(target / "rbac.txt", json.loads((source / "bootstrap-rbac-1.36.json").read_text()))
+    write_discovery(target / "discovery.txt", json.loads((source / "discovery-1.36.json").read_text()))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ pub mod pod_spec;
 pub mod pod_template;
 pub mod policy;
 pub mod quantities;
+#[cfg(test)]
+pub(crate) mod recorded;
 pub mod rows;
 pub mod rules;
 pub mod service;

@@ -5,6 +5,8 @@
 
 mod decode;
 mod encode;
+#[cfg(test)]
+pub(crate) mod full;
 mod special;
 mod table;
 pub(crate) mod wire;

@@ -444,19 +444,16 @@ fn cidr(node: &Node) -> Option<String> {
     node.spec.as_ref()?.pod_cidr.clone()
 }
 
-/// The goal is a second, node included, in an optimised build; here the numbers are printed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_replicas_come_up_quickly() {
+async fn a_thousand_replicas_come_up_and_are_listed() {
     let world = World::new(&[100]).await;
     world.create::<Service>(service("web")).await;
     world.create::<Deployment>(deployment("web", 1, "v1")).await;
     world.until_available("web", 1).await;
-    let started = tokio::time::Instant::now();
     world
         .patch::<Deployment>("web", json!({"spec": {"replicas": 1000}}))
         .await;
     world.until_available("web", 1000).await;
-    println!("1 → 1,000 available in {:?}", started.elapsed());
     let selector = ListParams::default().labels("kubernetes.io/service-name=web");
     let full = async {
         loop {
@@ -470,17 +467,13 @@ async fn a_thousand_replicas_come_up_quickly() {
                 .flat_map(|s| s.endpoints.iter().flatten())
                 .count();
             if ready == 1000 {
-                return slices.items.len();
+                return;
             }
             tokio::task::yield_now().await;
         }
     };
-    let slices = tokio::time::timeout(std::time::Duration::from_secs(30), full)
+    tokio::time::timeout(std::time::Duration::from_secs(30), full)
         .await
         .expect("all endpoints in time");
-    println!(
-        "1,000 endpoints in {slices} slices after {:?}",
-        started.elapsed()
-    );
     world.stop().await;
 }

@@ -277,6 +277,55 @@ async fn a_database_that_cannot_keep_the_promises_is_refused_and_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_does_not_go_on_with_a_database_that_lost_its_writes_when_others_bring_its_number_forward()
+ {
+    let Some(server) = server() else { return };
+    // The one looks all the time, the other only when it has to.
+    let options = |poll| database::Options {
+        poll,
+        patience: Duration::from_millis(300),
+        read_patience: Duration::from_millis(300),
+        ..database::Options::default()
+    };
+    let looking = open_with(&server, options(Duration::from_millis(20))).await;
+    let resting = open_with(&server, options(Duration::from_secs(3_600))).await;
+    for i in 1..=5 {
+        let key = pod(&format!("lost-{i}"));
+        looking.put(&key, Expect::Absent, "1").await.unwrap();
+    }
+    resting.store.newest().unwrap().await.unwrap();
+    // A standby that had three of them takes over.
+    let mut admin = PgConnection::connect(&server.admin_url()).await.unwrap();
+    let behind = "BEGIN; UPDATE coracle.meta SET revision = 3; \
+        DELETE FROM coracle.history WHERE revision > 3; \
+        DELETE FROM coracle.objects WHERE revision > 3; COMMIT";
+    admin.execute(behind).await.unwrap();
+    let begun = Instant::now();
+    while looking.store.health().is_ok() {
+        assert!(begun.elapsed() < DEADLINE, "it is seen");
+        tokio::task::yield_now().await;
+    }
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'coracle'";
+    admin.execute(cut).await.unwrap();
+    let fresh = open(&server).await;
+    for i in 1..=10 {
+        let key = pod(&format!("new-{i}"));
+        fresh.put(&key, Expect::Absent, "1").await.unwrap();
+    }
+    for old in [&looking, &resting] {
+        let error = old.put(&pod("x"), Expect::Any, "1").await.unwrap_err();
+        assert!(error.to_string().contains("has lost writes"), "{error}");
+        let error = old.store.newest().unwrap().await.unwrap_err();
+        assert!(error.to_string().contains("has lost writes"), "{error}");
+        assert!(old.store.health().is_err());
+        assert_eq!(old.cache().revision(), 5, "nothing is mixed into it");
+    }
+    fresh.store.health().unwrap();
+    let again = open(&server).await;
+    again.put(&pod("x"), Expect::Absent, "1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::disallowed_methods, reason = "TLS reads the real clock")]
 async fn a_database_over_tls_is_verified_against_the_authority_in_the_address() {
     let now = jiff::Timestamp::now();

@@ -1,6 +1,7 @@
 //! Keeps the cache up with what other servers write: woken by notifications, by readers who want the newest state, and
 //! every second by itself. Writes nothing.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use super::connect::{Failure, Server};
 use super::load::{self, Tail};
 use super::publisher::Publisher;
-use super::writer;
 use crate::store::Error;
 use crate::store::queue::Health;
 
 /// For one look at the log; a look that has far to go takes many statements, which have deadlines of their own, or
 /// loads everything anew.
 const LOOK: Duration = Duration::from_secs(400);
+/// A look that takes longer is worth a word.
+const SLOW: Duration = Duration::from_secs(3);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -88,6 +90,7 @@ impl Follower {
         let mut tick = interval(poll);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut pause = SHORTEST_PAUSE;
+        let health = Arc::clone(&self.health);
         loop {
             tokio::select! {
                 biased;
@@ -99,7 +102,7 @@ impl Follower {
             let looked = tokio::select! {
                 biased;
                 () = end.cancelled() => break,
-                looked = timeout(LOOK, self.look()) => looked,
+                looked = timeout(LOOK, told_when_slow(self.look(), &health)) => looked,
             };
             let error = match looked {
                 Ok(Ok(())) => {
@@ -133,7 +136,11 @@ impl Follower {
     async fn look(&mut self) -> Result<(), Error> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.server.connect().await?,
+            None => {
+                let mut connection = self.server.connect().await?;
+                load::is_same(&mut connection, &self.publisher).await?;
+                connection
+            }
         };
         match load::follow(&mut connection, &self.publisher).await {
             Ok(Tail::Reached) => {}
@@ -141,14 +148,28 @@ impl Follower {
                 let again = load::start_over(&mut connection, &self.publisher).await;
                 again.map_err(Failure::into_error)?;
             }
-            Ok(Tail::Lost(newest)) => {
-                return Err(writer::lost(newest, self.publisher.cache().revision()));
-            }
             Err(failure) => return Err(failure.into_error()),
         }
         self.connection = Some(connection);
         Ok(())
     }
+}
+
+/// A look that takes long is told before it has failed: whoever asks whether this server is ready does not wait for a network
+/// that swallows.
+async fn told_when_slow<T>(look: impl Future<Output = T>, health: &Health) -> T {
+    let mut look = pin!(look);
+    tokio::select! {
+        biased;
+        done = &mut look => return done,
+        () = sleep(SLOW) => {}
+    }
+    if health.get().is_none() {
+        let error = Error::Unavailable(format!("no answer from the database for {SLOW:?}"));
+        tracing::warn!(%error, "Could not read what other servers wrote");
+        health.set(Some(error));
+    }
+    look.await
 }
 
 /// Wakes the follower when another server has committed. When the connection breaks nothing is lost but time: the

@@ -10,7 +10,7 @@ use sqlx::{Connection, Executor, Row};
 use tokio::time::timeout;
 
 use super::connect::{Failure, judge};
-use super::publisher::{self, Publisher};
+use super::publisher::{self, Committed, Publisher};
 use crate::cache::{Loaded, Mark};
 use crate::store::load::{Counters, Entry, Rows, broken, signed, unsigned};
 use crate::store::seal::Sealer;
@@ -28,8 +28,6 @@ pub(super) enum Tail {
     Reached,
     /// Changes that the cache does not have are gone.
     Forgotten,
-    /// The cache has changes that the database does not have.
-    Lost(Revision),
 }
 
 /// How many rows are read at once. Objects may be large and the way to the database slow: a step that did not come in time
@@ -39,7 +37,7 @@ pub(super) struct Step(AtomicU64);
 /// The log after the cache, a step at a time. One statement sees one state: the change's own row, and where it led to —
 /// the object as it is, or what the next change of it replaced.
 const LOG: &str = "SELECT m.revision, h.revision, h.created, h.resource, h.namespace, h.name, \
-        h.previous_revision, h.last IS NOT NULL, coalesce(h.last, o.value, n.previous) \
+        h.previous_revision, h.last IS NOT NULL, coalesce(h.last, o.value, n.previous), h.commit_id \
     FROM coracle.meta m \
     LEFT JOIN coracle.history h ON h.revision > $1 AND h.revision <= $2 \
     LEFT JOIN coracle.objects o ON h.last IS NULL AND o.resource = h.resource \
@@ -74,15 +72,17 @@ pub(super) async fn load(
     connection: &mut PgConnection,
     indexer: Indexer,
     sealer: Arc<Sealer>,
-) -> Result<Loaded, Error> {
-    let (found, counters) = timeout(LOAD, read(connection))
+) -> Result<(Loaded, Option<Committed>), Error> {
+    let (found, counters, last) = timeout(LOAD, read(connection))
         .await
         .map_err(|_| Error::Unavailable(format!("the database was not read in {LOAD:?}")))?
         .map_err(|error| judge(error).into_error())?;
-    found.finish(counters, indexer, sealer).await
+    Ok((found.finish(counters, indexer, sealer).await?, last))
 }
 
-async fn read(connection: &mut PgConnection) -> Result<(Rows, Counters), sqlx::Error> {
+async fn read(
+    connection: &mut PgConnection,
+) -> Result<(Rows, Counters, Option<Committed>), sqlx::Error> {
     let mut snapshot = connection.begin().await?;
     snapshot
         .execute(
@@ -113,8 +113,9 @@ async fn read(connection: &mut PgConnection) -> Result<(Rows, Counters), sqlx::E
         found.object(key(&row, 0), revision, created, row.get(5));
     }
     drop(rows);
-    let sql = "SELECT resource, namespace, name, revision, created, previous_revision, previous, last \
-               FROM coracle.history WHERE revision > $1 ORDER BY revision";
+    let mut last = None;
+    let sql = "SELECT resource, namespace, name, revision, created, previous_revision, previous, last, \
+               commit_id FROM coracle.history WHERE revision > $1 ORDER BY revision";
     let mut rows = sqlx::query(sql)
         .bind(signed(counters.horizon))
         .fetch(&mut *snapshot);
@@ -126,6 +127,10 @@ async fn read(connection: &mut PgConnection) -> Result<(Rows, Counters), sqlx::E
             previous: previous.map(|bytes| (number(&row, 5), bytes)),
             last: row.get(7),
         };
+        last = Some(Committed {
+            revision: entry.revision,
+            commit: row.get(8),
+        });
         found.change(key(&row, 0), entry);
     }
     drop(rows);
@@ -138,7 +143,7 @@ async fn read(connection: &mut PgConnection) -> Result<(Rows, Counters), sqlx::E
     };
     counters.marks = rows.iter().map(mark).collect();
     snapshot.commit().await?;
-    Ok((found, counters))
+    Ok((found, counters, last))
 }
 
 /// Publishes the log after the cache, to its end as of the last statement.
@@ -146,6 +151,7 @@ pub(super) async fn follow(
     connection: &mut PgConnection,
     publisher: &Publisher,
 ) -> Result<Tail, Failure> {
+    publisher.is_not_lost().map_err(Failure::Refused)?;
     loop {
         let after = publisher.cache().revision();
         let step = publisher.step().begin();
@@ -161,12 +167,10 @@ pub(super) async fn follow(
         publisher.step().done(step);
         let newest = rows.first().map_or(0, |row| number(row, 0));
         if newest <= after {
-            // Our own commits may have been published since the statement began.
-            return Ok(if newest < after {
-                Tail::Lost(newest)
-            } else {
-                Tail::Reached
-            });
+            if newest < after {
+                return Err(Failure::Refused(publisher.lose(behind(newest, after))));
+            }
+            return Ok(Tail::Reached);
         }
         let first: Option<i64> = rows[0].get(1);
         if first.map(unsigned) != Some(after + 1) {
@@ -183,19 +187,61 @@ pub(super) async fn follow(
     }
 }
 
+/// Is the newest change of the cache still that change in the database? Asked on every new connection: it may lead to
+/// another machine, which was behind when it took over, and whose number others may have brought forward since.
+pub(super) async fn is_same(
+    connection: &mut PgConnection,
+    publisher: &Publisher,
+) -> Result<(), Error> {
+    publisher.is_not_lost()?;
+    let Some(last) = publisher.last() else {
+        return Ok(());
+    };
+    let asking = sqlx::query("SELECT commit_id FROM coracle.history WHERE revision = $1")
+        .bind(signed(last.revision))
+        .fetch_optional(connection);
+    let row = match timeout(LOOK, asking).await {
+        Ok(row) => row.map_err(|error| judge(error).into_error())?,
+        Err(_) => {
+            let why = format!("the log was not read in {LOOK:?}");
+            return Err(Error::Unavailable(why));
+        }
+    };
+    // Without the row it is compacted, or the database is behind, which its number tells.
+    match row {
+        Some(row) if row.get::<i64, _>(0) != last.commit => {
+            let revision = last.revision;
+            Err(publisher.lose(Error::Unavailable(format!(
+                "revision {revision} in the database is another change than the one it had acknowledged: \
+                 {LOST}"
+            ))))
+        }
+        _ => Ok(()),
+    }
+}
+
+const LOST: &str = "it has lost writes; restart every server to go on with what it has";
+
+/// The database is behind what it has acknowledged: it was restored, or a standby that was not up to date took over.
+fn behind(newest: Revision, ours: Revision) -> Error {
+    Error::Unavailable(format!(
+        "the database is at revision {newest}, behind {ours} which it had acknowledged: {LOST}"
+    ))
+}
+
 /// Loads everything anew, when [`follow`] found that changes are gone.
 pub(super) async fn start_over(
     connection: &mut PgConnection,
     publisher: &Publisher,
 ) -> Result<(), Failure> {
     let loaded = load(connection, publisher.indexer(), publisher.sealer()).await;
-    let loaded = loaded.map_err(Failure::Lost)?;
+    let (loaded, last) = loaded.map_err(Failure::Lost)?;
     tracing::warn!(
         from = publisher.cache().revision(),
         to = loaded.revision,
         "Changes that this server has not seen are compacted already: loaded everything anew"
     );
-    publisher.replace(loaded);
+    publisher.replace(loaded, last);
     Ok(())
 }
 
@@ -210,6 +256,7 @@ fn change(row: &PgRow) -> Result<publisher::Row, Error> {
     })?;
     Ok(publisher::Row {
         revision,
+        commit: row.get(9),
         created: number(row, 2),
         key,
         previous: row.get::<Option<i64>, _>(6).map(unsigned),

@@ -183,9 +183,17 @@ impl Writer {
         requests: &[Request],
         doubts: &mut Vec<Doubt>,
     ) -> Result<Vec<Answer>, Failure> {
+        // Found by whoever looked last: here or in the follower.
+        self.publisher.is_not_lost().map_err(Failure::Refused)?;
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.server.connect().await.map_err(Failure::Again)?,
+            None => {
+                let connection = self.server.connect().await;
+                let mut connection = connection.map_err(Failure::Again)?;
+                let same = load::is_same(&mut connection, &self.publisher).await;
+                same.map_err(Failure::Again)?;
+                connection
+            }
         };
         if doubts.is_empty() && !self.contended {
             match self.quickly(&mut connection, requests, doubts).await? {
@@ -256,7 +264,6 @@ impl Writer {
                     let why = "it was loaded anew".to_owned();
                     return Err(Failure::Again(Error::Unavailable(why)));
                 }
-                Tail::Lost(newest) => return Err(Failure::Refused(lost(newest, cache.revision()))),
             }
         }
         if let Some(known) = resolve(connection, doubts, newest).await? {
@@ -302,7 +309,7 @@ impl Writer {
 
     /// The batch is durable: readers see it, then its callers hear of it.
     fn succeed(&self, done: Doubt) -> Vec<Answer> {
-        self.publisher.committed(done.events);
+        self.publisher.committed(done.events, done.commit);
         done.answers
     }
 }
@@ -341,14 +348,6 @@ fn decide<'c>(cache: &'c Cache, requests: &[Request]) -> (Batch<'c>, Vec<Answer>
         .map(|request| batch.apply(request.operations.clone()))
         .collect();
     (batch, answers)
-}
-
-/// The database is behind what it has acknowledged: it was restored, or a standby that was not up to date took over.
-pub(super) fn lost(newest: Revision, ours: Revision) -> Error {
-    Error::Unavailable(format!(
-        "the database is at revision {newest}, behind {ours} which it had acknowledged: it has lost writes; \
-         restart every server to go on with what it has"
-    ))
 }
 
 // === impl Doubt ===

@@ -1,7 +1,7 @@
 //! From rows to a cache, whatever the rows were in: opening what is sealed, indexing on all processors, and making
 //! events of the log. What does not fit together is refused rather than served. Reads nothing itself.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::seal::{Sealed, Sealer};
@@ -10,6 +10,8 @@ use crate::cache::{Loaded, Mark, Millis};
 
 /// Objects from which on indexing is worth more than one thread.
 const MANY: usize = 2_000;
+/// Objects that an error names.
+const SHOWN: usize = 3;
 
 /// Collects rows in the order they are read: all objects, then all changes by revision.
 #[derive(Default)]
@@ -155,10 +157,16 @@ impl Rows {
 fn open(mut raws: Vec<Raw>, sealer: &Sealer) -> Result<Vec<Raw>, Error> {
     let mut damaged = None;
     let mut unknown = BTreeMap::<String, usize>::new();
+    let mut some = BTreeSet::new();
     for raw in &mut raws {
         match sealer.open(&raw.key, std::mem::take(&mut raw.bytes)) {
             Ok(bytes) => raw.bytes = bytes,
-            Err(Sealed::UnknownKey(name)) => *unknown.entry(name).or_default() += 1,
+            Err(Sealed::UnknownKey(name)) => {
+                *unknown.entry(name).or_default() += 1;
+                if some.len() < SHOWN {
+                    some.insert(raw.key.to_string());
+                }
+            }
             Err(Sealed::Damaged) => damaged = damaged.or_else(|| Some(raw.key.clone())),
         }
     }
@@ -171,8 +179,9 @@ fn open(mut raws: Vec<Raw>, sealer: &Sealer) -> Result<Vec<Raw>, Error> {
             "the key file does not have them"
         };
         let names = names.join(", ");
+        let some = some.into_iter().collect::<Vec<_>>().join(", ");
         return Err(Error::Unavailable(format!(
-            "{count} stored states of objects are sealed with keys ({names}) that are not here: {hint}"
+            "{count} stored states of objects (such as {some}) are sealed with keys ({names}) that are not here: {hint}"
         )));
     }
     match damaged {

@@ -23,6 +23,7 @@ mod follower;
 mod keeper;
 mod load;
 mod publisher;
+mod reseal;
 mod statements;
 mod writer;
 
@@ -233,11 +234,13 @@ impl Postgres {
             Arc::clone(&indexer),
             Arc::clone(&options.sealer),
         );
-        let loaded = loaded.await?;
+        let (loaded, last) = loaded.await?;
+        reseal::run(&mut connection, &options.sealer).await?;
         let forgotten = loaded.horizon;
         let cache = Arc::new(Cache::load(options.cache.clone(), loaded));
         let publisher = Arc::new(Publisher::new(
             Arc::clone(&cache),
+            last,
             indexer,
             Arc::clone(&options.sealer),
         ));

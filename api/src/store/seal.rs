@@ -3,12 +3,13 @@
 //!
 //! A sealed value is `00 "cs1"`, eight bytes that name the key, a nonce of twelve random bytes, and AES-256-GCM's
 //! output; its associated data is the object's key, so that a value cannot be moved to another object. Plain values are
-//! JSON and never begin with a zero, so both live side by side: turning encryption on, or changing keys, seals an
-//! object anew the next time it is written.
+//! JSON and never begin with a zero, so both live side by side; what is not sealed with the first key is sealed anew when a
+//! server starts (`reseal`).
 //!
 //! The key file has one key a line, base64 of 32 random bytes (`head -c 32 /dev/urandom | base64`); empty lines and
-//! lines that begin with `#` do not count. The first key seals, all of them open: to change keys put the new one first,
-//! and take the old one out when nothing is sealed with it any more. One key is good for 2³² writes.
+//! lines that begin with `#` do not count. The first key seals, all of them open: to change keys put the new one first and
+//! start again; then take the old one out. Where several servers share a store, all of them must have the new key (behind
+//! the old one) before one of them has it first. One key is good for 2³² writes.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 use super::Key;
 
 /// The resources whose values are sealed when there is a key.
-const SEALED: &[&str] = &["secrets", crate::pki::MATERIAL];
+pub(super) const SEALED: &[&str] = &["secrets", crate::pki::MATERIAL];
 const MARK: &[u8] = b"\0cs1";
 const NAME_BYTES: usize = 8;
 const NONCE_BYTES: usize = 12;
@@ -160,6 +161,29 @@ impl Sealer {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// There are keys that only open.
+    pub(super) fn has_others(&self) -> bool {
+        self.0.len() > 1
+    }
+
+    /// What everything begins with that is sealed with the first key.
+    pub(super) fn head(&self) -> Option<Vec<u8>> {
+        let first = self.0.first()?;
+        Some([MARK, &first.name].concat())
+    }
+
+    /// The value should be sealed with the first key, and is not.
+    pub(super) fn is_due(&self, key: &Key, value: &[u8]) -> bool {
+        let sealed = |head: Vec<u8>| value.starts_with(&head);
+        SEALED.contains(&&*key.resource) && self.head().is_some_and(|head| !sealed(head))
+    }
+}
+
+/// The name of the key that a value is sealed with; `None` of plain text.
+pub(super) fn name_of(value: &[u8]) -> Option<String> {
+    let rest = value.strip_prefix(MARK)?;
+    Some(hex(&rest[..NAME_BYTES.min(rest.len())]))
 }
 
 /// Names of keys only.

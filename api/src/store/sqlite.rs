@@ -9,6 +9,7 @@
 
 mod file;
 mod load;
+mod reseal;
 mod statements;
 mod writer;
 
@@ -81,6 +82,7 @@ impl Sqlite {
         let mut connection = file::connect(path, &options).await?;
         file::migrate(&mut connection).await?;
         let loaded = load::load(&mut connection, indexer, Arc::clone(&options.sealer)).await?;
+        reseal::run(&mut connection, &options.sealer).await?;
         let horizon = loaded.horizon;
         let cache = Arc::new(Cache::load(options.cache.clone(), loaded));
         let health = Arc::<Health>::default();

@@ -289,7 +289,105 @@ async fn secrets_are_sealed_when_there_is_a_key() {
     let source = std::error::Error::source(&error).expect("the store says why");
     let said = source.to_string();
     assert!(
-        said.contains("1 stored states of objects are sealed"),
+        said.contains("1 stored states of objects (such as secrets/default/s) are sealed"),
         "{said}"
     );
+}
+
+/// Is the text in any file of the directory?
+fn is_in_files(directory: &Path, text: &str) -> bool {
+    let files = std::fs::read_dir(directory).expect("there").flatten();
+    let files = files.filter(|file| file.file_name().to_string_lossy().starts_with("state.db"));
+    files.into_iter().any(|file| {
+        let bytes = std::fs::read(file.path()).expect("a file");
+        bytes.windows(text.len()).any(|w| w == text.as_bytes())
+    })
+}
+
+/// Is the text in any value of the tables?
+async fn is_in_tables(server: &Server, text: &str) -> bool {
+    use sqlx::{Connection as _, Executor as _, Row as _};
+    let mut admin = sqlx::PgConnection::connect(&server.admin_url())
+        .await
+        .expect("connected");
+    let rows = "SELECT value FROM coracle.objects \
+        UNION ALL SELECT previous FROM coracle.history WHERE previous IS NOT NULL \
+        UNION ALL SELECT last FROM coracle.history WHERE last IS NOT NULL";
+    let rows = admin.fetch_all(rows).await.expect("rows");
+    rows.iter().any(|row| {
+        let bytes: Vec<u8> = row.get(0);
+        bytes.windows(text.len()).any(|w| w == text.as_bytes())
+    })
+}
+
+const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+/// `correct-horse`, as the API writes it.
+const ENCODED: &str = "Y29ycmVjdC1ob3JzZQ==";
+
+/// Starts with these keys (each a byte), lets `then` look, and stops.
+async fn with_keys<T>(config: &Config, keys: &[u8], then: impl AsyncFnOnce(&World) -> T) -> T {
+    let path = config.data_dir.as_ref().expect("a directory").join("keys");
+    drop(std::fs::remove_file(&path));
+    let lines = keys.iter().map(|key| match key {
+        1 => "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n",
+        _ => "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\n",
+    });
+    let mut file = std::fs::OpenOptions::new();
+    let file = file.write(true).create_new(true).mode(0o600).open(&path);
+    let lines: String = lines.collect();
+    std::io::Write::write_all(&mut file.expect("a file"), lines.as_bytes()).expect("written");
+    let config = Config {
+        encryption_keys: (!keys.is_empty()).then_some(path),
+        ..config.clone()
+    };
+    let handle = api::start(config).await.expect("starts");
+    let world = World { handle };
+    let told = then(&world).await;
+    world.handle.shutdown().await;
+    told
+}
+
+async fn the_secret(world: &World) -> String {
+    let read = world.get(&format!("{SECRETS}/s")).await.expect(200).json();
+    read["data"]["k"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_given_later_seals_what_is_there_and_can_be_changed() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let secret = json!({ "metadata": { "name": "s" }, "stringData": { "k": "correct-horse" } });
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut stores = vec![(Config::at(directory.path().to_owned()), None)];
+    if let Some(server) = Server::start(&["fsync=off"]) {
+        let config = Config {
+            store: server.url().parse().expect("a place"),
+            listen: ([127, 0, 0, 1], 0).into(),
+            ..Config::at(directory.path().join("shared"))
+        };
+        std::fs::create_dir(directory.path().join("shared")).expect("made");
+        stores.push((config, Some(server)));
+    }
+    for (config, server) in &stores {
+        let found = async |text: &str| match server {
+            Some(server) => is_in_tables(server, text).await,
+            None => is_in_files(directory.path(), text),
+        };
+        let create = async |world: &World| {
+            world.post(SECRETS, &secret).await.expect(201);
+            world.handle.pki().ca_pem().to_owned()
+        };
+        let authority = with_keys(config, &[], create).await;
+        assert!(found(ENCODED).await);
+        // Of one server the authority is in files of its own.
+        assert_eq!(found("PRIVATE KEY").await, server.is_some());
+        for keys in [&[1][..], &[2, 1], &[2]] {
+            let read = with_keys(config, keys, async |world: &World| {
+                let same = world.handle.pki().ca_pem() == authority;
+                (the_secret(world).await, same)
+            });
+            assert_eq!(read.await, (ENCODED.to_owned(), true), "{keys:?}");
+            assert!(!found(ENCODED).await, "{keys:?}");
+            assert!(!found("PRIVATE KEY").await, "{keys:?}");
+        }
+    }
 }

@@ -2,10 +2,12 @@
 //!
 //! A connection is refused when the store could not keep its promises on it: an old server, an encoding other than
 //! UTF-8, `synchronous_commit = off`, a standby or read-only database, notifications that do not arrive (a pooler that
-//! shares sessions between transactions). Of several places the first is taken that is fit, beginning with the last one
+//! shares sessions between transactions). One without `fsync` is warned of. Of several places the first is taken that is fit, beginning with the last one
 //! that was.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
@@ -42,6 +44,8 @@ pub(super) struct Server {
     /// Tells our notifications from others'.
     pub(super) id: String,
     listening: PgPool,
+    /// Places whose promise of durability has been doubted aloud.
+    doubted: Mutex<BTreeSet<String>>,
 }
 
 /// What a failure says about the commit that met it.
@@ -71,6 +75,7 @@ impl Server {
             listening: pool.connect_lazy_with(first),
             current: AtomicUsize::new(0),
             id: format!("{:016x}", rand::random::<u64>()),
+            doubted: Mutex::default(),
             address,
         }
     }
@@ -109,11 +114,25 @@ impl Server {
             let mut connection = options.connect().await.map_err(|e| e.to_string())?;
             let begun = connection.execute(SESSION).await;
             begun.map_err(|e| e.to_string())?;
-            check(&mut connection).await?;
+            let doubts = check(&mut connection).await?;
+            self.doubt(place(options), &doubts);
             Ok(connection)
         });
         let connected = connecting.await;
         connected.unwrap_or_else(|_| Err(format!("no answer in {CONNECT:?}")))
+    }
+
+    /// Once for each place.
+    fn doubt(&self, place: String, doubts: &[&'static str]) {
+        let mut doubted = self.doubted.lock().unwrap_or_else(PoisonError::into_inner);
+        if !doubts.is_empty() && doubted.insert(place.clone()) {
+            let off = doubts.join(", ");
+            tracing::warn!(
+                place,
+                off,
+                "The database may lose what it has acknowledged when its machine fails: these settings must be on"
+            );
+        }
     }
 
     fn lost(&self, error: &sqlx::Error) -> Error {
@@ -216,11 +235,13 @@ impl Server {
     }
 }
 
-/// Is a server fit for the store?
-async fn check(connection: &mut PgConnection) -> Result<(), String> {
+/// Is a server fit for the store? Answers what may break the promise of durability when its machine fails, and is no reason
+/// to refuse it: some disks make up for it, and who tries things out does not care.
+async fn check(connection: &mut PgConnection) -> Result<Vec<&'static str>, String> {
     let sql = "SELECT current_setting('server_version_num')::int, \
         current_setting('server_encoding'), current_setting('synchronous_commit'), \
-        pg_is_in_recovery(), current_setting('transaction_read_only'), current_setting('fsync')";
+        pg_is_in_recovery(), current_setting('transaction_read_only'), current_setting('fsync'), \
+        current_setting('full_page_writes')";
     let row = connection.fetch_one(sql).await.map_err(|e| e.to_string())?;
     let (version, encoding, synchronous): (i32, String, String) =
         (row.get(0), row.get(1), row.get(2));
@@ -240,7 +261,9 @@ async fn check(connection: &mut PgConnection) -> Result<(), String> {
     } else if read_only == "on" {
         "it is read-only".to_owned()
     } else {
-        return Ok(());
+        let settings = [("fsync", 5), ("full_page_writes", 6)].into_iter();
+        let off = settings.filter(|(_, at)| row.get::<&str, _>(*at) == "off");
+        return Ok(off.map(|(name, _)| name).collect());
     })
 }
 

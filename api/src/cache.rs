@@ -229,11 +229,17 @@ impl Cache {
         }
     }
 
+    /// What has a higher revision was written less than `age` ago, or a few seconds more. By this server's clock and
+    /// the store's marks; nobody else's time stamps.
+    pub fn reached_before(&self, age: Duration) -> Revision {
+        self.read().reached(self.now(), age)
+    }
+
     /// Objects of `resource` last written at least `age` ago, a few seconds late at most: what a reaper deletes
     /// (with `Expect::At(object.revision)`). Linear in the number of objects, a pointer's look at each.
     pub fn older_than(&self, resource: &str, age: Duration) -> Vec<Arc<Stored>> {
         let snapshot = self.snapshot(resource);
-        let limit = self.read().reached(self.now(), age);
+        let limit = self.reached_before(age);
         let old = snapshot.iter().filter(|object| object.revision <= limit);
         old.cloned().collect()
     }

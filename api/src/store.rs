@@ -22,6 +22,7 @@ pub mod memory;
 mod place;
 pub mod postgres;
 mod queue;
+mod reseal;
 pub mod seal;
 pub mod sqlite;
 

@@ -69,7 +69,9 @@ impl Marks {
     /// The mark that the next publication, at `at`, will settle; a durable store writes it down with that batch.
     pub(super) fn due(&self, at: Millis) -> Option<Mark> {
         let last = self.last?;
-        let settled = self.old.back().is_none_or(|m| last.at >= m.at + self.every);
+        // What is followed by a pause is kept too: else what was written before it would seem as young as what ended it.
+        let settled = at >= last.at + self.every
+            || self.old.back().is_none_or(|m| last.at >= m.at + self.every);
         (settled && at > last.at).then_some(last)
     }
 
@@ -125,6 +127,16 @@ mod tests {
             }
         }
         assert!(marks.old.len() < 20, "old marks are dropped");
+    }
+
+    #[test]
+    fn a_pause_is_not_forgotten_by_what_ends_it() {
+        let mut marks = Marks::new(Duration::from_secs(5), Duration::from_secs(60), Vec::new());
+        marks.note(0, 1);
+        marks.note(300, 2);
+        marks.note(60_000, 3);
+        marks.note(60_100, 4);
+        assert_eq!(marks.revision_at(20_000), 2);
     }
 
     #[test]

@@ -136,6 +136,8 @@ impl Index {
             Arc::clone(&last.policies)
         };
         let peers = if changed.peers {
+            // What the last table alone still has is forgotten the next time.
+            self.interned.prune_when_grown();
             Arc::new(self.peers.clone())
         } else {
             Arc::clone(&last.peers)
@@ -246,6 +248,11 @@ impl Index {
         }
         self.changed.decisions |= self.peers.put(peer) == Some(true);
         self.changed.peers = true;
+    }
+
+    #[cfg(test)]
+    pub(super) fn interned(&self) -> usize {
+        self.interned.len()
     }
 
     /// There is no policy any more that could mean them.

@@ -10,6 +10,9 @@ use super::rules::{Facts, NamedPort, Policy};
 use crate::network::namespaces::{Labels, Namespaces};
 use crate::network::table::Protocol;
 
+/// So few interned values are not looked through.
+const FEW: usize = 256;
+
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
     /// Policies have been listed: until then there may be any.
@@ -50,6 +53,8 @@ pub(crate) struct Interned {
     words: HashSet<Arc<str>>,
     labels: HashSet<Arc<Labels>>,
     ports: HashSet<Arc<[NamedPort]>>,
+    /// How many were left when it was looked last for those that nobody has any more.
+    left: usize,
 }
 
 // === impl Table ===
@@ -236,11 +241,24 @@ impl Interned {
         })
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.words.len() + self.labels.len() + self.ports.len()
+    }
+
+    /// Forgets what no pod has any more, when there are twice as many as were left the last time: pods come and go with
+    /// labels of their own (`pod-template-hash`).
+    pub(crate) fn prune_when_grown(&mut self) {
+        if self.len() >= FEW.max(self.left * 2) {
+            self.prune();
+        }
+    }
+
     /// Forgets what no pod has any more.
     pub(crate) fn prune(&mut self) {
         self.words.retain(|value| Arc::strong_count(value) > 1);
         self.labels.retain(|value| Arc::strong_count(value) > 1);
         self.ports.retain(|value| Arc::strong_count(value) > 1);
+        self.left = self.len();
     }
 }
 

@@ -406,3 +406,26 @@ fn pods_that_end_give_their_address_back() {
     assert_eq!(&*owner.name, "new");
     assert_eq!(world.pods.len(), 2);
 }
+
+#[test]
+fn what_pods_had_in_common_is_forgotten_with_them() {
+    let mut index = Index::default();
+    index.pod(Event::Init);
+    index.pod(Event::InitDone);
+    let mut last = index.publish(&Table::unknown()).table;
+    for number in 0..5_000 {
+        let labels = json!({"pod-template-hash": number.to_string()});
+        let name = format!("job-{number}");
+        let pod: k8s_openapi::api::core::v1::Pod =
+            serde_json::from_value(pod("shop", &name, "100.64.0.5", labels)).unwrap();
+        index.pod(Event::Apply(pod.clone()));
+        last = index.publish(&last).table;
+        index.pod(Event::Delete(pod));
+        last = index.publish(&last).table;
+        assert!(
+            index.interned() <= 256,
+            "{} after {number}",
+            index.interned()
+        );
+    }
+}

@@ -9,15 +9,16 @@
 mod slice;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1 as core;
 use types::listeners::{self, Balanced};
 
-use self::slice::Locality;
 pub(crate) use self::slice::Slice;
+use self::slice::{Locality, Selection};
 use super::balancer::{Affinity, Endpoint, Endpoints, Load};
 use super::nodes::Nodes;
 
@@ -68,6 +69,10 @@ pub(crate) struct Service {
     pub(crate) ports: Vec<Arc<Port>>,
     /// For clients outside, where `externalTrafficPolicy` makes them others; else empty.
     external: Vec<Arc<Port>>,
+    /// For pods that call an address of the pool, where `internalTrafficPolicy` would lead them elsewhere; else empty.
+    balanced: Vec<Arc<Port>>,
+    /// Who may use the load balancer, pods included; none is everybody.
+    pub(crate) sources: Arc<[IpNet]>,
     /// Ready addresses (all of them with `publishNotReadyAddresses`), for DNS and headless Services.
     pub(crate) hosts: Vec<Host>,
     /// As last seen, without managedFields; for listeners.
@@ -95,6 +100,8 @@ pub(crate) enum Scope {
     Cluster,
     /// Clients of NodePorts, load balancers and external addresses.
     External,
+    /// Pods that call an address of the pool: as upstream, no traffic policy is for them.
+    Balanced,
 }
 
 /// `sessionAffinity: ClientIP`
@@ -235,7 +242,10 @@ impl Service {
             spec: &spec,
             slices,
             old,
-            publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+            selection: Selection {
+                publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+                ipv4: cluster_ips.first().map(IpAddr::is_ipv4),
+            },
         };
         let locality = |policy: Option<&str>| match policy {
             Some("Local") => Locality::Local,
@@ -249,17 +259,25 @@ impl Service {
         } else {
             Vec::new()
         };
-        let hosts = slice::hosts(slices, build.publish_not_ready);
+        let balanced_ips = match listeners::balanced(&spec, object.status.as_ref()) {
+            Balanced::Pool(addresses) => addresses,
+            Balanced::Nodes | Balanced::Elsewhere => Vec::new(),
+        };
+        let balanced = if inside == Locality::Local && !balanced_ips.is_empty() {
+            build.ports(Scope::Balanced, Locality::Cluster, loads)
+        } else {
+            Vec::new()
+        };
+        let hosts = slice::hosts(slices, build.selection.publish_not_ready);
         Self {
             key,
             kind,
             cluster_ips,
-            balanced_ips: match listeners::balanced(&spec, object.status.as_ref()) {
-                Balanced::Pool(addresses) => addresses,
-                Balanced::Nodes | Balanced::Elsewhere => Vec::new(),
-            },
+            balanced_ips,
             ports,
             external,
+            balanced,
+            sources: sources(&spec),
             hosts,
             object,
         }
@@ -274,6 +292,30 @@ impl Service {
         self.port_for(Scope::Cluster, number, protocol)
     }
 
+    /// As clients in the cluster see it that call `ip`, one of its addresses.
+    pub(crate) fn port_at(
+        &self,
+        ip: IpAddr,
+        number: u16,
+        protocol: Protocol,
+    ) -> Option<&Arc<Port>> {
+        let scope = if self.is_balanced(ip) {
+            Scope::Balanced
+        } else {
+            Scope::Cluster
+        };
+        self.port_for(scope, number, protocol)
+    }
+
+    /// Whether `client`, a pod, may call `ip`, one of its addresses.
+    pub(crate) fn admits(&self, ip: IpAddr, client: IpAddr) -> bool {
+        !self.is_balanced(ip) || is_among(&self.sources, client)
+    }
+
+    fn is_balanced(&self, ip: IpAddr) -> bool {
+        self.balanced_ips.contains(&ip) && !self.cluster_ips.contains(&ip)
+    }
+
     pub(crate) fn port_for(
         &self,
         scope: Scope,
@@ -282,6 +324,7 @@ impl Service {
     ) -> Option<&Arc<Port>> {
         let ports = match scope {
             Scope::External if !self.external.is_empty() => &self.external,
+            Scope::Balanced if !self.balanced.is_empty() => &self.balanced,
             _ => &self.ports,
         };
         ports
@@ -309,7 +352,7 @@ struct Build<'a> {
     spec: &'a core::ServiceSpec,
     slices: &'a [&'a Slice],
     old: Option<&'a Service>,
-    publish_not_ready: bool,
+    selection: Selection,
 }
 
 // === impl Build ===
@@ -334,7 +377,7 @@ impl Build<'_> {
                     endpoints: slice::endpoints(
                         self.slices,
                         (&name, protocol),
-                        self.publish_not_ready,
+                        self.selection,
                         locality,
                         loads,
                     ),
@@ -351,6 +394,20 @@ impl Build<'_> {
             })
             .collect()
     }
+}
+
+/// Whether `client` is in one of `sources`; all are in none.
+pub(crate) fn is_among(sources: &[IpNet], client: IpAddr) -> bool {
+    sources.is_empty() || sources.iter().any(|source| source.contains(&client))
+}
+
+/// `spec.loadBalancerSourceRanges`. What cannot be read admits nobody.
+fn sources(spec: &core::ServiceSpec) -> Arc<[IpNet]> {
+    let ranges = spec.load_balancer_source_ranges.iter().flatten();
+    let nobody = IpNet::V4(Ipv4Net::from(Ipv4Addr::UNSPECIFIED));
+    ranges
+        .map(|range| range.trim().parse().unwrap_or(nobody))
+        .collect()
 }
 
 /// Clients outside can reach it.

@@ -331,13 +331,19 @@ impl Fabric {
         let dns = self.dns.address() == Some(to) && protocol != Protocol::Sctp;
         let table = self.services.borrow();
         if let Some(mut services) = table.at(ip) {
-            return match services.find_map(|service| service.port(to.port(), protocol)) {
+            let found = services.find_map(|service| {
+                let port = service.port_at(ip, to.port(), protocol)?;
+                Some((port, own.is_none_or(|own| service.admits(ip, own.into()))))
+            });
+            return match found {
+                // As who comes from outside to an address of the pool.
+                Some((_, false)) => Route::Nowhere(SocketError::Refused),
                 // A Service of that address may stand for it; one that leads somewhere takes its place.
-                Some(port) if !dns || !port.endpoints.is_empty() => {
+                Some((port, true)) if !dns || !port.endpoints.is_empty() => {
                     Route::Service(Arc::clone(port))
                 }
                 _ if dns => Route::Dns,
-                Some(port) => Route::Service(Arc::clone(port)),
+                Some((port, true)) => Route::Service(Arc::clone(port)),
                 None => Route::Nowhere(SocketError::Refused),
             };
         }

@@ -55,6 +55,15 @@ pub(crate) enum Locality {
     Local,
 }
 
+/// Which endpoints count at all.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Selection {
+    pub(super) publish_not_ready: bool,
+    /// Whether to take IPv4 addresses only (true) or IPv6 only (false): a Service with a ClusterIP leads to its own family, as
+    /// upstream's proxy is one for each. A Service without one leads to both.
+    pub(super) ipv4: Option<bool>,
+}
+
 /// One endpoint on its way into a port's list.
 struct Candidate<'a> {
     address: SocketAddr,
@@ -71,13 +80,13 @@ struct Candidate<'a> {
 pub(super) fn endpoints(
     slices: &[&Slice],
     (name, protocol): (&str, Protocol),
-    publish_not_ready: bool,
+    selection: Selection,
     locality: Locality,
     loads: &mut Loads,
 ) -> Endpoints {
     let mut found: Vec<Candidate<'_>> = slices
         .iter()
-        .flat_map(|slice| slice.candidates(name, protocol, publish_not_ready))
+        .flat_map(|slice| slice.candidates(name, protocol, selection))
         .collect();
     if locality == Locality::Local {
         found.retain(|c| c.node.is_some_and(|node| loads.is_own(node)));
@@ -186,16 +195,23 @@ impl Slice {
         &self,
         name: &str,
         protocol: Protocol,
-        publish_not_ready: bool,
+        selection: Selection,
     ) -> impl Iterator<Item = Candidate<'_>> {
         let port = self
             .ports
             .iter()
             .find(|(n, p, _)| n == name && *p == protocol);
         port.into_iter().flat_map(move |(_, _, port)| {
+            let other = move |of: &SliceAddress| {
+                let ipv4 = of.address.is_ipv4();
+                selection.ipv4.is_some_and(|wanted| wanted != ipv4)
+            };
             self.endpoints.iter().filter_map(move |of| {
+                if other(of) {
+                    return None;
+                }
                 let state = match of.state {
-                    State::NotReady if publish_not_ready => State::Ready,
+                    State::NotReady if selection.publish_not_ready => State::Ready,
                     State::NotReady => return None,
                     state => state,
                 };

@@ -339,3 +339,57 @@ fn services_that_share_an_address_are_told_apart_by_port() {
     assert_eq!(whose(&table, 80), None);
     assert_eq!(whose(&table, 25).as_deref(), Some("mail"));
 }
+
+#[test]
+fn endpoints_of_another_family_are_not_the_services() {
+    let four = web_slice(
+        "web-4",
+        json!([{"port": 8080}]),
+        json!([{"addresses": ["100.64.0.2"]}]),
+    );
+    let six = slice(json!({
+        "addressType": "IPv6",
+        "metadata": {"name": "web-6", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+        "ports": [{"port": 8080}], "endpoints": [{"addresses": ["2001:db8::2"]}],
+    }));
+    let spec = |ip: &str| json!({"clusterIP": ip, "ports": [{"port": 80}]});
+    let service = build(spec("10.96.0.7"), &[&four, &six]);
+    assert_eq!(addresses(&service, 80), ["100.64.0.2:8080"]);
+    assert_eq!(service.ports[0].endpoints.ready().len(), 1);
+    let headless = build(spec("None"), &[&four, &six]);
+    assert_eq!(headless.hosts.len(), 2, "names lead to both");
+}
+
+#[test]
+fn at_an_address_of_the_pool_no_traffic_policy_is_for_pods() {
+    let (pool, own) = (IpAddr::from([192, 0, 2, 40]), IpAddr::from([10, 96, 0, 7]));
+    let built = |internal: &str, external: &str| {
+        let object = service(json!({"metadata": {"name": "web", "namespace": "default"},
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [{"port": 80}],
+                     "internalTrafficPolicy": internal, "externalTrafficPolicy": external,
+                     "loadBalancerSourceRanges": ["100.64.0.0/18", "nonsense"]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.40", "ipMode": "VIP"}]},
+                "conditions": [{"type": "coracle.dev/PoolAddress", "status": "True", "reason": "Assigned", "message": "",
+                                "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}));
+        Service::build(key(), object, &[&unhinted()], &mut here(), None)
+    };
+    let (all, local) = ((vec![2, 3, 4, 5], 3), (vec![2, 5], 1));
+    for (internal, external) in [
+        ("Cluster", "Cluster"),
+        ("Cluster", "Local"),
+        ("Local", "Cluster"),
+        ("Local", "Local"),
+    ] {
+        let service = built(internal, external);
+        let at = |ip: IpAddr| order(service.port_at(ip, 80, Protocol::Tcp).unwrap());
+        assert_eq!(at(pool), all, "{internal}, {external}");
+        let expected = if internal == "Local" { &local } else { &all };
+        assert_eq!(at(own), *expected, "{internal}, {external}");
+        let admits = |ip: IpAddr, client: [u8; 4]| service.admits(ip, client.into());
+        assert!(admits(pool, [100, 64, 0, 5]) && !admits(pool, [100, 64, 64, 5]));
+        assert!(
+            admits(own, [100, 64, 64, 5]),
+            "its ClusterIP is everybody's"
+        );
+    }
+}

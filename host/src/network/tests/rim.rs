@@ -496,3 +496,27 @@ async fn source_ranges_keep_others_out() {
     eventually(async || curl(address, GET).await.ok()).await;
     network.shutdown(Duration::ZERO).await;
 }
+
+#[tokio::test]
+async fn a_balancers_pods_are_clients_like_others() {
+    let api = Api::new();
+    let mut object = service("web", json!(null));
+    object["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.40", "ipMode": "VIP"}]},
+        "conditions": [{"type": "coracle.dev/PoolAddress", "status": "True", "reason": "Assigned",
+                        "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+    let mut allow = |ranges: Value| {
+        object["spec"] = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [{"port": 80}],
+            "loadBalancerSourceRanges": ranges});
+        api.put(SERVICES, object.clone());
+    };
+    allow(json!(["192.0.2.0/24"]));
+    let network = started(&api).await;
+    let (pod, _serving) = web(&network, "web");
+    api.put(SLICES, slice("web", json!({"port": 8080}), &[&pod]));
+    eventually(async || ask(&pod, "http://10.96.0.7/").await.ok()).await;
+    let balanced = async || ask(&pod, "http://192.0.2.40/").await.ok();
+    assert_eq!(balanced().await, None, "it is not in the range");
+    allow(json!(["192.0.2.0/24", "100.64.0.0/10"]));
+    eventually(balanced).await;
+    network.shutdown(Duration::ZERO).await;
+}

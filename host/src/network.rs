@@ -29,6 +29,7 @@ pub(crate) mod namespaces;
 mod nodes;
 pub mod observe;
 mod pipe;
+mod places;
 mod pod;
 mod policy;
 mod ports;
@@ -432,11 +433,12 @@ impl Network {
         self.fabric.traffic.flows()
     }
 
-    /// The same, what policies decided and what DNS answered, as text for Prometheus.
+    /// The same, what policies decided, what DNS answered and which datagrams were dropped, as text for Prometheus.
     pub fn metrics(&self) -> String {
         let mut text = traffic::prometheus(&self.flows());
         text.push_str(&policy::prometheus(&self.policy_decisions()));
         text.push_str(&self.dns_counted().prometheus());
+        text.push_str(&self.fabric.lost.prometheus());
         text
     }
 

@@ -6,6 +6,8 @@
 //! closed until it is free. Never writes to Services: a controller composes their status from what all nodes say.
 
 mod accept;
+mod clients;
+mod datagrams;
 mod health;
 mod wanted;
 
@@ -208,7 +210,7 @@ fn open(fabric: &Arc<Fabric>, id: &Id, wanted: &Wanted) -> Open {
         Protocol::Udp => match bind(at, previous, replaceable, udp) {
             Ok((socket, problem)) => {
                 let address = socket.local_addr().ok();
-                let run = accept::udp(Arc::clone(fabric), socket, target(), closing.clone());
+                let run = datagrams::serve(Arc::clone(fabric), socket, target(), closing.clone());
                 task = Some(fabric.tasks.spawn(run));
                 (address, problem)
             }

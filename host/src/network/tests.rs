@@ -3,6 +3,7 @@
 mod api;
 mod calls;
 mod claims;
+mod datagrams;
 mod dns;
 mod memory;
 mod observe;

@@ -54,6 +54,7 @@ use tracing::warn;
 
 use super::Network;
 use super::nodes::Nodes;
+use super::udp::Lost;
 use crate::tls::{self, Certificates};
 
 use self::connection::Dialler;
@@ -155,7 +156,12 @@ impl fmt::Debug for Config {
 // === impl Tunnel ===
 
 impl Tunnel {
-    pub(crate) fn new(config: &Config, stop: CancellationToken) -> Result<Self, tls::Error> {
+    /// Datagrams that are dropped are counted in `lost`.
+    pub(crate) fn new(
+        config: &Config,
+        stop: CancellationToken,
+        lost: Arc<Lost>,
+    ) -> Result<Self, tls::Error> {
         let acceptor = config.certificates.server_config(&[b"h2"])?;
         let client = config.certificates.client_config(&[b"h2"])?;
         Ok(Self {
@@ -168,6 +174,7 @@ impl Tunnel {
                 timing: config.timing,
                 tasks: TaskTracker::new(),
                 stop,
+                lost,
             },
             acceptor: TlsAcceptor::from(Arc::new(acceptor)),
             listen: config.listen,

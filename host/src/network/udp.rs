@@ -1,22 +1,28 @@
 //! Datagrams: between pods through bounded queues, through Services with the reply's source put back to the Service's
 //! address, and to the outside through one real socket per guest socket. Full queues drop, as UDP may.
 
-use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::ReadBuf;
 
+mod flows;
+mod lost;
+mod outsiders;
 mod partners;
+mod queue;
 
-pub(crate) use self::partners::{Partners, Sends, pass};
+use self::flows::Flows;
+pub(crate) use self::lost::{Lost, Why};
+pub(crate) use self::outsiders::{Client, Outsiders};
+pub(crate) use self::partners::{Sends, pass};
+pub(crate) use self::queue::Queue;
 
 use super::SocketError;
-use super::balancer::{Millis, Tried};
+use super::balancer::Tried;
 use super::pod::PodNetwork;
 use super::policy::Way;
 use super::ports::{PortTable, SocketSlot};
@@ -27,36 +33,14 @@ use crate::dns::server::Transport;
 
 /// The largest payload of a datagram.
 pub(crate) const LARGEST: usize = 65_507;
-/// What a socket may hold unread.
-const QUEUE_DATAGRAMS: usize = 256;
-const QUEUE_BYTES: usize = 256 * 1024;
-/// Service addresses one socket talks to at once; each keeps its endpoint while it is in use.
-const FLOWS: usize = 256;
-const FLOW_IDLE: Duration = Duration::from_secs(60);
 
-/// Datagrams waiting to be read.
-#[derive(Default)]
-pub(crate) struct Queue {
-    pub(crate) partners: Partners,
-    /// Held for a few instructions, never over an await.
-    state: Mutex<QueueState>,
-}
-
-#[derive(Default)]
-struct QueueState {
-    datagrams: VecDeque<(Bytes, SocketAddr)>,
-    bytes: usize,
-    reading: Option<Waker>,
-    senders: Senders,
-}
-
-/// Whose datagrams a queue takes.
-#[derive(Default)]
-enum Senders {
-    #[default]
-    Everyone,
-    /// The endpoint the socket talks to: what the node's own sockets receive goes on to clients outside.
-    Only(Option<SocketAddr>),
+/// Where an endpoint of a Service is.
+enum Place {
+    Pod(Arc<PodNetwork>),
+    Node(Arc<Peer>),
+    Outside,
+    /// A pod's address that is no pod's any more.
+    Nowhere,
 }
 
 /// A bound UDP socket of a pod.
@@ -68,53 +52,38 @@ pub struct UdpSocket {
     queue: Arc<Queue>,
     /// Made at the first datagram to the outside.
     real: OnceLock<(tokio::net::UdpSocket, OutsideSlot)>,
-    flows: Mutex<HashMap<SocketAddr, (SocketAddr, Millis)>>,
+    /// Held for a few instructions, never over an await.
+    flows: Mutex<Flows>,
     _slot: SocketSlot,
 }
 
-// === impl Queue ===
+// === impl Place ===
 
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Drops the datagram when the queue is full, or not for this sender.
-    pub(crate) fn push(&self, datagram: Bytes, from: SocketAddr) {
-        let waker = {
-            let mut state = self.lock();
-            if let Senders::Only(sender) = state.senders
-                && sender != Some(from)
-            {
-                return;
+impl Place {
+    fn of(fabric: &Fabric, ip: IpAddr) -> Self {
+        if let IpAddr::V4(ip) = ip {
+            if let Some(pod) = fabric.pod(ip) {
+                return Self::Pod(pod);
             }
-            if state.datagrams.len() >= QUEUE_DATAGRAMS
-                || state.bytes + datagram.len() > QUEUE_BYTES
-            {
-                return;
-            }
-            state.bytes += datagram.len();
-            state.datagrams.push_back((datagram, from));
-            state.reading.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    fn poll_pop(&self, cx: &mut Context<'_>) -> Poll<(Bytes, SocketAddr)> {
-        let mut state = self.lock();
-        match state.datagrams.pop_front() {
-            Some((datagram, from)) => {
-                state.bytes -= datagram.len();
-                Poll::Ready((datagram, from))
-            }
-            None => {
-                state.reading = Some(cx.waker().clone());
-                Poll::Pending
+            if let Some(peer) = fabric.peer(ip) {
+                return Self::Node(peer);
             }
         }
+        if fabric.is_of_cluster(ip) {
+            Self::Nowhere
+        } else {
+            Self::Outside
+        }
     }
+}
+
+/// Whether what went to `endpoint` may go on there.
+fn goes_on(fabric: &Fabric, port: &Port, endpoint: SocketAddr) -> bool {
+    let answers = match endpoint.ip() {
+        IpAddr::V4(ip) => fabric.peer(ip).is_none_or(|peer| peer.is_reachable()),
+        IpAddr::V6(_) => true,
+    };
+    answers && port.has(endpoint)
 }
 
 // === impl UdpSocket ===
@@ -127,18 +96,7 @@ impl UdpSocket {
         at: SocketAddr,
         slot: SocketSlot,
     ) -> Result<Self, SocketError> {
-        Self::bind_queue(fabric, ports, pod, at, slot, Queue::default())
-    }
-
-    fn bind_queue(
-        fabric: Arc<Fabric>,
-        ports: Arc<PortTable>,
-        pod: Ipv4Addr,
-        at: SocketAddr,
-        slot: SocketSlot,
-        queue: Queue,
-    ) -> Result<Self, SocketError> {
-        let queue = Arc::new(queue);
+        let queue = Arc::new(Queue::new(Arc::clone(&fabric.lost)));
         let local = ports.bind_udp(pod, at, Arc::clone(&queue))?;
         Ok(Self {
             fabric,
@@ -150,71 +108,6 @@ impl UdpSocket {
             flows: Mutex::default(),
             _slot: slot,
         })
-    }
-
-    /// A socket of the node itself, for one client outside. Hears only the endpoint it sends to.
-    pub(crate) fn of_node(fabric: Arc<Fabric>, slot: SocketSlot) -> Result<Self, SocketError> {
-        let (ports, node) = (Arc::clone(&fabric.node_ports), fabric.node_address);
-        let queue = Queue::default();
-        queue.lock().senders = Senders::Only(None);
-        Self::bind_queue(
-            fabric,
-            ports,
-            node,
-            SocketAddr::from((node, 0)),
-            slot,
-            queue,
-        )
-    }
-
-    /// To an endpoint of `port`, the same one while this socket lives and the endpoint is ready. Lost when there is none.
-    pub(crate) fn send_to_service(&self, datagram: Bytes, port: &Port, client: SocketAddr) {
-        let service = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port.number));
-        let now = self.fabric.now();
-        let known = self
-            .flow(service, now)
-            .filter(|endpoint| self.goes_on(port, *endpoint));
-        let Some(endpoint) = known.or_else(|| {
-            let picked = self
-                .fabric
-                .pick(port, Some(client.ip()), &Tried::default())?;
-            Some(picked.address)
-        }) else {
-            return;
-        };
-        self.keep_flow(service, endpoint, now);
-        self.queue.lock().senders = Senders::Only(Some(endpoint));
-        let IpAddr::V4(ip) = endpoint.ip() else {
-            return;
-        };
-        let way = Way {
-            source: None,
-            from: client,
-            destination: Some(ip),
-            ..self.way(endpoint)
-        };
-        let Some(pod) = self.fabric.pod(ip) else {
-            // The other node knows the client by this node's address.
-            if let Some(peer) = self.fabric.peer(ip) {
-                peer.send_datagram(self.source(false), endpoint, datagram);
-            }
-            return;
-        };
-        if let Some(queue) = pod.ports().udp(endpoint.port(), false) {
-            let free = self.fabric.policy.is_free(None, Some(&pod));
-            if free || self.fabric.admit_now(&way).is_ok() {
-                queue.push(datagram, self.source(false));
-            }
-        }
-    }
-
-    /// Whether a flow may go on there.
-    fn goes_on(&self, port: &Port, endpoint: SocketAddr) -> bool {
-        let IpAddr::V4(ip) = endpoint.ip() else {
-            return port.has(endpoint);
-        };
-        let answers = self.fabric.peer(ip).is_none_or(|peer| peer.is_reachable());
-        answers && port.has(endpoint)
     }
 
     pub fn local(&self) -> SocketAddr {
@@ -268,12 +161,16 @@ impl UdpSocket {
         let to = SocketAddr::new(to.ip().to_canonical(), to.port());
         if to.ip() == self.fabric.node_address {
             // An answer to a client of a NodePort.
-            if let Some(queue) = self.fabric.node_ports.udp(to.port(), false) {
-                queue.push(datagram.clone(), self.source(false));
-            }
+            let (from, now) = (self.source(false), self.fabric.now());
+            let outsiders = &self.fabric.outsiders;
+            outsiders.answer(to.port(), datagram, from, now);
             return Poll::Ready(Ok(()));
         }
-        match self.fabric.route_udp(self.pod, to) {
+        let route = self.fabric.route_udp(self.pod, to);
+        if !matches!(route, Route::Service(_)) {
+            self.flows().direct(to);
+        }
+        match route {
             Route::Own => {
                 if let Some(queue) = self.ports.udp(to.port(), true) {
                     queue.push(datagram.clone(), self.source(to.ip().is_loopback()));
@@ -281,33 +178,7 @@ impl UdpSocket {
                 Poll::Ready(Ok(()))
             }
             Route::Pod(pod) => Poll::Ready(self.send_to_pod(&pod, to, datagram)),
-            Route::Service(port) => {
-                let now = self.fabric.now();
-                let known = self
-                    .flow(to, now)
-                    .filter(|endpoint| self.goes_on(&port, *endpoint));
-                let Some(endpoint) = known.or_else(|| {
-                    self.fabric
-                        .pick(&port, Some(IpAddr::V4(self.pod)), &Tried::default())
-                        .map(|e| e.address)
-                }) else {
-                    return Poll::Ready(Err(SocketError::Refused));
-                };
-                self.keep_flow(to, endpoint, now);
-                let IpAddr::V4(ip) = endpoint.ip() else {
-                    return Poll::Ready(Err(SocketError::Unreachable));
-                };
-                if let Some(pod) = self.fabric.pod(ip) {
-                    return Poll::Ready(self.send_to_pod(&pod, endpoint, datagram));
-                }
-                if let Some(peer) = self.fabric.peer(ip) {
-                    return Poll::Ready(self.send_to_node(&peer, endpoint, datagram));
-                }
-                if let Err(error) = self.fabric.config.egress.check(endpoint.ip()) {
-                    return Poll::Ready(Err(error));
-                }
-                self.poll_send_outside(cx, datagram, endpoint)
-            }
+            Route::Service(port) => self.poll_send_to_service(cx, &port, datagram, to),
             Route::Dns => {
                 let admitted = self.admit(None, None, to);
                 if admitted.is_ok() {
@@ -323,6 +194,41 @@ impl UdpSocket {
 
     pub async fn send(&self, datagram: Bytes, to: SocketAddr) -> Result<(), SocketError> {
         std::future::poll_fn(|cx| self.poll_send(cx, &datagram, to)).await
+    }
+
+    fn poll_send_to_service(
+        &self,
+        cx: &mut Context<'_>,
+        port: &Port,
+        datagram: &Bytes,
+        service: SocketAddr,
+    ) -> Poll<Result<(), SocketError>> {
+        let (fabric, now) = (&self.fabric, self.fabric.now());
+        let known = self.flows().endpoint(service, now);
+        let known = known.filter(|endpoint| goes_on(fabric, port, *endpoint));
+        let Some(endpoint) = known.or_else(|| {
+            let client = Some(IpAddr::V4(self.pod));
+            fabric
+                .pick(port, client, &Tried::default())
+                .map(|endpoint| endpoint.address)
+        }) else {
+            return Poll::Ready(Err(SocketError::Refused));
+        };
+        // Before it is sent: the answer may be faster than we are.
+        self.flows().keep(service, endpoint, now);
+        let sent = match Place::of(fabric, endpoint.ip()) {
+            Place::Pod(pod) => Poll::Ready(self.send_to_pod(&pod, endpoint, datagram)),
+            Place::Node(peer) => Poll::Ready(self.send_to_node(&peer, endpoint, datagram)),
+            Place::Outside => match fabric.config.egress.check(endpoint.ip()) {
+                Ok(()) => self.poll_send_outside(cx, datagram, endpoint),
+                Err(error) => Poll::Ready(Err(error)),
+            },
+            Place::Nowhere => Poll::Ready(Err(SocketError::Unreachable)),
+        };
+        if matches!(sent, Poll::Ready(Err(_))) {
+            self.flows().forget(service);
+        }
+        sent
     }
 
     fn send_to_pod(
@@ -464,10 +370,7 @@ impl UdpSocket {
         let socket = outside().map_err(|error| SocketError::from(&error))?;
         let (real, _) = self.real.get_or_init(|| (socket, slot));
         // A reader that waits on the queue alone must look at the real socket too.
-        let waker = self.queue.lock().reading.take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.queue.wake();
         Ok(real)
     }
 
@@ -480,33 +383,13 @@ impl UdpSocket {
         SocketAddr::from((ip, self.local.port()))
     }
 
-    fn flows(&self) -> MutexGuard<'_, HashMap<SocketAddr, (SocketAddr, Millis)>> {
+    fn flows(&self) -> MutexGuard<'_, Flows> {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn flow(&self, service: SocketAddr, now: Millis) -> Option<SocketAddr> {
-        let idle = u64::try_from(FLOW_IDLE.as_millis()).unwrap_or(u64::MAX);
-        let (endpoint, seen) = *self.flows().get(&service)?;
-        (now.saturating_sub(seen) < idle).then_some(endpoint)
-    }
-
-    fn keep_flow(&self, service: SocketAddr, endpoint: SocketAddr, now: Millis) {
-        let mut flows = self.flows();
-        if flows.len() >= FLOWS && !flows.contains_key(&service) {
-            let oldest = flows.iter().min_by_key(|(_, (_, seen))| *seen);
-            if let Some(oldest) = oldest.map(|(service, _)| *service) {
-                flows.remove(&oldest);
-            }
-        }
-        flows.insert(service, (endpoint, now));
     }
 
     /// The Service through which we talk to `from`, or `from`.
     fn as_service(&self, from: SocketAddr) -> SocketAddr {
-        self.flows()
-            .iter()
-            .find(|(_, (endpoint, _))| *endpoint == from)
-            .map_or(from, |(service, _)| *service)
+        self.flows().heard(from, self.fabric.now())
     }
 }
 

@@ -29,6 +29,7 @@ use super::ports::{PortTable, Sockets};
 use super::table::{Port, Protocol, Table};
 use super::traffic::{OUTSIDE, Traffic, Workload};
 use super::tunnel::{self, Peer, Source, Tunnel};
+use super::udp::{Lost, Outsiders};
 use super::{Config, Error, SocketError, Stream};
 use crate::dns::server::Dns;
 use crate::dns::upstream::Upstream;
@@ -68,6 +69,9 @@ pub(crate) struct Fabric {
     /// Where UDP clients outside seem to be, for pods.
     pub(crate) node_address: Ipv4Addr,
     pub(crate) node_ports: Arc<PortTable>,
+    pub(crate) outsiders: Outsiders,
+    /// Datagrams that were dropped.
+    pub(crate) lost: Arc<Lost>,
     rim_client: OnceLock<Client>,
     pods: RwLock<HashMap<Ipv4Addr, Arc<PodNetwork>>>,
     addresses: Mutex<Addresses>,
@@ -120,10 +124,11 @@ impl Fabric {
         let upstream = Arc::new(Upstream::default());
         let quarter = descriptors() / 4;
         let stop = CancellationToken::new();
+        let lost = Arc::new(Lost::default());
         let tunnel = config
             .tunnel
             .as_ref()
-            .map(|config| Tunnel::new(config, stop.clone()).map(Arc::new))
+            .map(|config| Tunnel::new(config, stop.clone(), Arc::clone(&lost)).map(Arc::new))
             .transpose()
             .map_err(|error| Error::Tls(error.to_string()))?;
         Ok(Arc::new(Self {
@@ -154,6 +159,8 @@ impl Fabric {
             outside_connections: Arc::new(Semaphore::new(quarter)),
             node_address: Addresses::node(config.pod_cidr),
             node_ports: Arc::default(),
+            outsiders: Outsiders::new(quarter / 2),
+            lost,
             rim_client: OnceLock::new(),
             pods: RwLock::default(),
             addresses: Mutex::new(Addresses::new(config.pod_cidr)),

@@ -4,23 +4,19 @@
 //! This is the hot path: one task per connection, none per request, no table built per request.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use ipnet::{IpNet, Ipv4Net};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::wanted::Id;
@@ -31,14 +27,10 @@ use crate::network::balancer::Tried;
 use crate::network::bodies::{Guard, guarded};
 use crate::network::forward::forward;
 use crate::network::http::Call;
-use crate::network::ports::{Sockets, Target as PodTarget};
+use crate::network::ports::Target as PodTarget;
 use crate::network::table::{Key, Port, Protocol, Scope, Service, Table};
 use crate::network::vnet::Fabric;
-use crate::network::{HttpError, serve, tunnel, udp as virtual_udp};
-
-/// Clients one UDP listener serves at once; further ones are dropped until some are idle.
-const UDP_CLIENTS: usize = 1024;
-const UDP_IDLE: Duration = Duration::from_secs(60);
+use crate::network::{HttpError, serve, tunnel};
 
 /// The Service's port behind a listener, as the latest table has it.
 #[derive(Clone)]
@@ -95,7 +87,7 @@ impl Target {
     }
 
     /// The port, for a client that may come in here.
-    fn port_for(&mut self, client: IpAddr) -> Option<Arc<Port>> {
+    pub(super) fn port_for(&mut self, client: IpAddr) -> Option<Arc<Port>> {
         let port = self.port().cloned()?;
         let admitted = self.sources.is_empty() || self.sources.iter().any(|s| s.contains(&client));
         admitted.then_some(port)
@@ -308,79 +300,4 @@ async fn serve_http(
         }
         drop(connection.await);
     }
-}
-
-/// Datagrams until `closing`: each client has a virtual socket at the node's own address, so that answers find their way
-/// back.
-pub(super) async fn udp(
-    fabric: Arc<Fabric>,
-    socket: UdpSocket,
-    mut target: Target,
-    closing: CancellationToken,
-) {
-    let socket = Arc::new(socket);
-    let sockets = Arc::new(Sockets::new(UDP_CLIENTS));
-    let mut clients: HashMap<SocketAddr, (Arc<virtual_udp::UdpSocket>, CancellationToken)> =
-        HashMap::new();
-    let mut buffer = vec![0; virtual_udp::LARGEST];
-    // They share the socket, which must be gone when this returns.
-    let answering = TaskTracker::new();
-    loop {
-        let received = tokio::select! {
-            biased;
-            () = closing.cancelled() => break,
-            received = socket.recv_from(&mut buffer) => received,
-        };
-        // An error is an ICMP answer to something we sent, mostly.
-        let Ok((length, peer)) = received else {
-            continue;
-        };
-        let Some(port) = target.port_for(peer.ip().to_canonical()) else {
-            continue;
-        };
-        let known = clients
-            .get(&peer)
-            .filter(|(_, ended)| !ended.is_cancelled());
-        let client = match known {
-            Some((client, _)) => Arc::clone(client),
-            None => {
-                clients.retain(|_, (_, ended)| !ended.is_cancelled());
-                let Ok(client) = sockets.take().and_then(|slot| {
-                    virtual_udp::UdpSocket::of_node(Arc::clone(&fabric), slot).map(Arc::new)
-                }) else {
-                    continue;
-                };
-                let ended = closing.child_token();
-                let socket = Arc::clone(&socket);
-                let answers = udp_answers(socket, Arc::clone(&client), peer, ended.clone());
-                fabric.tasks.spawn(answering.track_future(answers));
-                clients.insert(peer, (Arc::clone(&client), ended));
-                client
-            }
-        };
-        client.send_to_service(Bytes::copy_from_slice(&buffer[..length]), &port, peer);
-    }
-    answering.close();
-    answering.wait().await;
-}
-
-/// Sends a client its answers, until none comes for a while.
-async fn udp_answers(
-    socket: Arc<UdpSocket>,
-    client: Arc<virtual_udp::UdpSocket>,
-    peer: SocketAddr,
-    ended: CancellationToken,
-) {
-    let answering = async {
-        while let Ok(Ok((datagram, _))) = tokio::time::timeout(UDP_IDLE, client.recv()).await {
-            // Lost like any datagram if the kernel has no room.
-            drop(socket.send_to(&datagram, peer).await);
-        }
-    };
-    tokio::select! {
-        biased;
-        () = ended.cancelled() => {}
-        () = answering => {}
-    }
-    ended.cancel();
 }

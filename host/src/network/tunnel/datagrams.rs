@@ -6,8 +6,8 @@
 //! ```
 //! The stream is opened when there is something to send and closed when there was nothing for a while.
 
-use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::collections::{HashMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,14 +22,14 @@ use super::incoming::Incoming;
 use super::machine::Link;
 use super::peer::Status;
 use super::{streams, words};
+use crate::network::places;
 use crate::network::policy::Way;
 use crate::network::table::Protocol;
-use crate::network::udp::LARGEST;
-use crate::network::udp::{self, Sends};
+use crate::network::udp::{self, LARGEST, Lost, Sends, Why};
 
-/// What may wait for one node.
-const QUEUE_DATAGRAMS: usize = 1_024;
-const QUEUE_BYTES: usize = 1 << 20;
+/// What may wait for one node, in bytes; a datagram takes some beside its payload.
+const QUEUE: usize = 1 << 20;
+const OVERHEAD: usize = 128;
 /// What is sent in one go.
 const BATCH: usize = 64 * 1024;
 const HEADER: usize = 14;
@@ -46,18 +46,28 @@ pub(super) struct Datagram {
     pub(super) payload: Bytes,
 }
 
-/// What waits to be sent to one node.
-#[derive(Default)]
+/// What waits to be sent to one node. Each source has its share of the room and its turn, so that none who floods takes
+/// the others' datagrams with it.
 pub(super) struct Outbox {
     /// Held for a few instructions, never over an await.
     waiting: Mutex<Waiting>,
     filled: Notify,
+    lost: Arc<Lost>,
 }
 
 #[derive(Default)]
 struct Waiting {
+    /// Of each source that has any.
+    sources: HashMap<Ipv4Addr, Source>,
+    /// Whose datagram is next.
+    turns: VecDeque<Ipv4Addr>,
+    taken: usize,
+}
+
+#[derive(Default)]
+struct Source {
     datagrams: VecDeque<Datagram>,
-    bytes: usize,
+    taken: usize,
 }
 
 // === impl Datagram ===
@@ -84,6 +94,11 @@ impl Datagram {
         buffer.put_slice(&self.payload);
     }
 
+    /// What it takes of a queue's room.
+    fn cost(&self) -> usize {
+        self.payload.len() + OVERHEAD
+    }
+
     /// The first one, if all of it is there.
     fn take(buffer: &mut BytesMut) -> Option<Self> {
         let length = usize::from(u16::from_be_bytes(*buffer.first_chunk()?));
@@ -103,24 +118,71 @@ impl Datagram {
     }
 }
 
+// === impl Waiting ===
+
+impl Waiting {
+    /// False when there is no room for more of this source.
+    fn push(&mut self, datagram: Datagram) -> bool {
+        let (from, cost) = (*datagram.from.ip(), datagram.cost());
+        let held = self.sources.get(&from).map_or(0, |source| source.taken);
+        if !places::admits(held, cost, QUEUE - self.taken) {
+            return false;
+        }
+        let source = self.sources.entry(from).or_default();
+        if source.datagrams.is_empty() {
+            self.turns.push_back(from);
+        }
+        source.datagrams.push_back(datagram);
+        source.taken += cost;
+        self.taken += cost;
+        true
+    }
+
+    fn pop(&mut self) -> Option<Datagram> {
+        let from = self.turns.pop_front()?;
+        let source = self.sources.get_mut(&from)?;
+        let datagram = source.datagrams.pop_front()?;
+        source.taken -= datagram.cost();
+        self.taken -= datagram.cost();
+        if source.datagrams.is_empty() {
+            self.sources.remove(&from);
+        } else {
+            self.turns.push_back(from);
+        }
+        Some(datagram)
+    }
+
+    fn len(&self) -> usize {
+        let sources = self.sources.values();
+        sources.map(|source| source.datagrams.len()).sum()
+    }
+}
+
 // === impl Outbox ===
 
 impl Outbox {
+    pub(super) fn new(lost: Arc<Lost>) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            filled: Notify::new(),
+            lost,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops the datagram when too much waits.
+    /// Drops the datagram, and counts it, when too much waits.
     pub(super) fn push(&self, datagram: Datagram) {
         let first = {
             let mut waiting = self.lock();
-            let bytes = waiting.bytes + datagram.payload.len();
-            if waiting.datagrams.len() >= QUEUE_DATAGRAMS || bytes > QUEUE_BYTES {
+            let first = waiting.turns.is_empty();
+            if !waiting.push(datagram) {
+                self.lost.count(Why::Node);
                 return;
             }
-            waiting.bytes = bytes;
-            waiting.datagrams.push_back(datagram);
-            waiting.datagrams.len() == 1
+            first
         };
         if first {
             self.filled.notify_one();
@@ -128,16 +190,16 @@ impl Outbox {
     }
 
     fn clear(&self) {
-        *self.lock() = Waiting::default();
+        let waiting = std::mem::take(&mut *self.lock());
+        self.lost.add(Why::Node, waiting.len());
     }
 
     fn batch(&self) -> Option<Bytes> {
         let mut waiting = self.lock();
         let mut buffer = BytesMut::new();
         while buffer.len() < BATCH
-            && let Some(datagram) = waiting.datagrams.pop_front()
+            && let Some(datagram) = waiting.pop()
         {
-            waiting.bytes -= datagram.payload.len();
             datagram.put(&mut buffer);
         }
         (!buffer.is_empty()).then(|| buffer.freeze())
@@ -244,27 +306,27 @@ impl Incoming {
         let Ok(source) = self.believe(*from.ip(), None) else {
             return;
         };
-        let queue = if IpAddr::V4(*to.ip()) == self.fabric.node_address {
+        let (from, to) = (SocketAddr::V4(from), SocketAddr::V4(to));
+        if to.ip() == self.fabric.node_address {
             // An answer to a client of a NodePort here.
-            self.fabric.node_ports.udp(to.port(), false)
-        } else {
-            let pod = self.admit(SocketAddr::V4(to));
-            pod.ok().and_then(|pod| {
-                let queue = pod.ports().udp(to.port(), false)?;
-                let policy = &self.fabric.policy;
-                if policy.is_free_both_ways(None, Some(&pod)) {
-                    return Some(queue);
-                }
-                let (from, to) = (SocketAddr::V4(from), SocketAddr::V4(to));
-                let mut way = Way::of(&source.caller(from.port(), &pod), Some(&pod), to, to);
-                way.protocol = Protocol::Udp;
-                let passed = udp::pass(&self.fabric, &queue.partners, from, &way, Sends::They);
-                passed.is_ok().then_some(queue)
-            })
-        };
-        if let Some(queue) = queue {
-            queue.push(payload, SocketAddr::V4(from));
+            let (outsiders, now) = (&self.fabric.outsiders, self.fabric.now());
+            outsiders.answer(to.port(), &payload, from, now);
+            return;
         }
+        let Ok(pod) = self.admit(to) else { return };
+        let Some(queue) = pod.ports().udp(to.port(), false) else {
+            return;
+        };
+        if !self.fabric.policy.is_free_both_ways(None, Some(&pod)) {
+            let mut way = Way::of(&source.caller(from.port(), &pod), Some(&pod), to, to);
+            way.protocol = Protocol::Udp;
+            let passed = udp::pass(&self.fabric, &queue.partners, from, &way, Sends::They);
+            if passed.is_err() {
+                self.fabric.lost.count(Why::Denied);
+                return;
+            }
+        }
+        queue.push(payload, from);
     }
 }
 
@@ -303,18 +365,50 @@ mod tests {
         );
     }
 
+    fn of(source: u8, length: usize) -> Datagram {
+        Datagram {
+            from: SocketAddrV4::new([100, 64, 0, source].into(), 40_000),
+            ..datagram(length)
+        }
+    }
+
     #[test]
-    fn an_outbox_is_bounded() {
-        let outbox = Outbox::default();
+    fn an_outbox_is_bounded_and_says_what_it_dropped() {
+        let lost = Arc::new(Lost::default());
+        let outbox = Outbox::new(Arc::clone(&lost));
+        for length in [0, 10, 60_000] {
+            for source in 0..10 {
+                for _ in 0..5_000 {
+                    outbox.push(of(source, length));
+                }
+            }
+            assert!(outbox.lock().taken <= QUEUE);
+            assert!(outbox.batch().unwrap().len() < 2 * BATCH);
+            outbox.clear();
+            assert_eq!(outbox.lock().taken, 0);
+        }
+        let sent = 150_000 - lost.of(Why::Node);
+        assert!((1..20_000).contains(&sent), "{sent} were in a batch");
+    }
+
+    #[test]
+    fn one_pod_that_floods_takes_no_other_pods_datagrams_with_it() {
+        let outbox = Outbox::new(Arc::default());
         for _ in 0..10_000 {
-            outbox.push(datagram(10));
+            outbox.push(of(1, 1_200));
         }
-        assert_eq!(outbox.lock().datagrams.len(), QUEUE_DATAGRAMS);
-        outbox.clear();
-        for _ in 0..100 {
-            outbox.push(datagram(60_000));
+        let quiet = [of(2, 300), of(2, 400), of(3, 500)];
+        quiet
+            .iter()
+            .cloned()
+            .for_each(|datagram| outbox.push(datagram));
+        for _ in 0..10_000 {
+            outbox.push(of(1, 1_200));
         }
-        assert!(outbox.lock().bytes <= QUEUE_BYTES);
-        assert!(outbox.batch().unwrap().len() < 2 * BATCH);
+        let mut next = outbox.lock();
+        let next: Vec<Datagram> = std::iter::from_fn(|| next.pop()).take(6).collect();
+        let [a, b, c] = quiet;
+        let flood = of(1, 1_200);
+        assert_eq!(next, [flood.clone(), a, c, flood.clone(), b, flood]);
     }
 }

@@ -20,6 +20,7 @@ use super::machine::{Action, Event, Link, Machine, Timing, millis};
 use super::routes::Target;
 use crate::network::SocketError;
 use crate::network::nodes::Node;
+use crate::network::udp::Lost;
 
 /// Events of a node's connections that may wait; each sends one at a time.
 const EVENTS: usize = 16;
@@ -51,6 +52,7 @@ pub(super) struct Means {
     pub(super) timing: Timing,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
+    pub(super) lost: Arc<Lost>,
 }
 
 struct Task {
@@ -94,7 +96,7 @@ impl Peer {
             means: means.clone(),
         };
         let task = means.tasks.spawn(task.run(queue, Arc::clone(&wanted)));
-        let outbox = Arc::new(Outbox::default());
+        let outbox = Arc::new(Outbox::new(Arc::clone(&means.lost)));
         let sending = Arc::clone(&outbox).run(seen.clone(), Arc::clone(&wanted));
         let stop = means.stop.clone();
         let sending = means.tasks.spawn(async move {

@@ -245,7 +245,7 @@ pub struct Limits {
     /// HTTP requests one pod answers at once; more are refused and go elsewhere.
     pub requests_per_pod: usize,
     /// Connections all NodePort and LoadBalancer listeners of this node hold together, at most a quarter of the file
-    /// descriptors; more are closed at once.
+    /// descriptors; more are closed at once. One client alone has at most three quarters of them.
     pub listener_connections: usize,
     pub connect_timeout: Duration,
     /// A client has this long to send a request's head, and to take what it is sent; a kept-alive connection is closed

@@ -68,8 +68,8 @@ pub(super) async fn accept(
                 continue;
             }
         };
-        let Some(permit) = shared.gate.permit() else {
-            debug!(%peer, "Refused connection: too many from outside");
+        let Some(place) = shared.gate.place(peer.ip()) else {
+            debug!(%peer, "Refused connection: too many from outside, or from there");
             // RST. A failure here changes nothing.
             drop(socket.set_zero_linger());
             continue;
@@ -86,7 +86,7 @@ pub(super) async fn accept(
         );
         shared.gate.spawn(async move {
             connection.await;
-            drop(permit);
+            drop(place);
         });
     }
 }

@@ -89,11 +89,11 @@ fn hold(body: Incoming, sender: hyper::client::conn::http1::SendRequest<Body>) -
 /// Copies both ways in a task of its own, which holds the client's place among the connections.
 fn join(connection: &Arc<Connection>, client: OnUpgrade, backend: OnUpgrade) {
     let limits = connection.shared.config.limits;
-    let permit = connection.shared.gate.permit();
+    let place = connection.shared.gate.place(connection.peer.ip());
     let closing = connection.closing.clone();
     connection.shared.gate.spawn(async move {
-        // Without a permit both ends are dropped, which closes them.
-        let Some(_permit) = permit else { return };
+        // Without a place both ends are dropped, which closes them.
+        let Some(_place) = place else { return };
         let Ok((client, backend)) = tokio::try_join!(client, backend) else {
             return;
         };

@@ -2,12 +2,11 @@
 //! network's calls, bounds and shutdown; never decides what is served. A Service that is a name of something outside leads
 //! there as the node resolves it, and as far as pods get.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::{Request, Response};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use types::routing::Key as RouteKey;
@@ -15,6 +14,7 @@ use types::routing::table::PortRef;
 
 use super::balancer::ATTEMPTS;
 use super::http::{Call, readdress};
+use super::places::Place;
 use super::table::{Kind, Port, Protocol, Service};
 use super::vnet::{Caller, Fabric};
 use super::{Body, Config, HttpError, Network, SocketError, Stream};
@@ -155,11 +155,9 @@ impl Gate {
         Err(last)
     }
 
-    /// One more connection from outside, if there may be one.
-    pub(crate) fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.fabric.rim_connections)
-            .try_acquire_owned()
-            .ok()
+    /// One more connection from outside, of a client at `from`, if there may be one.
+    pub(crate) fn place(&self, from: IpAddr) -> Option<Place<IpAddr>> {
+        self.fabric.rim_connections.take(from.to_canonical())
     }
 
     /// Runs until it ends, or the network stops.

@@ -23,6 +23,7 @@ use super::namespaces::Namespaces;
 use super::nodes::{Node, Nodes};
 use super::observe::Observer;
 use super::pipe::Budget;
+use super::places::Places;
 use super::pod::{PodIdentity, PodNetwork};
 use super::policy::Gate;
 use super::ports::{PortTable, Sockets};
@@ -36,6 +37,8 @@ use crate::dns::upstream::Upstream;
 
 /// Bytes all listeners together may have queued towards pods before their buffers shrink.
 const RIM_BUDGET: usize = 64 << 20;
+/// Connections of balancers that ask for a node's health.
+const HEALTH_CONNECTIONS: usize = 256;
 
 /// How long a connection or request waits for other endpoints when all it knew have refused, and how often.
 const RENEWAL: Duration = Duration::from_secs(1);
@@ -63,7 +66,10 @@ pub(crate) struct Fabric {
     /// Stop at once.
     pub(crate) stop: CancellationToken,
     pub(crate) rim_budget: Arc<Budget>,
-    pub(crate) rim_connections: Arc<Semaphore>,
+    /// Connections from outside, by the address they come from.
+    pub(crate) rim_connections: Arc<Places<IpAddr>>,
+    /// The same to the ports that only say whether a Service has endpoints here.
+    pub(crate) health_connections: Arc<Places<IpAddr>>,
     /// Real connections of all pods together: one guest must not take every file descriptor.
     outside_connections: Arc<Semaphore>,
     /// Where UDP clients outside seem to be, for pods.
@@ -153,9 +159,8 @@ impl Fabric {
             draining: CancellationToken::new(),
             stop,
             rim_budget: Arc::new(Budget::new(RIM_BUDGET)),
-            rim_connections: Arc::new(Semaphore::new(
-                config.limits.listener_connections.min(quarter),
-            )),
+            rim_connections: Places::new(config.limits.listener_connections.min(quarter)),
+            health_connections: Places::new(HEALTH_CONNECTIONS.min(quarter)),
             outside_connections: Arc::new(Semaphore::new(quarter)),
             node_address: Addresses::node(config.pod_cidr),
             node_ports: Arc::default(),

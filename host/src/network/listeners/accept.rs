@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::Request;
@@ -13,9 +13,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -27,8 +27,9 @@ use crate::network::balancer::Tried;
 use crate::network::bodies::{Guard, guarded};
 use crate::network::forward::forward;
 use crate::network::http::Call;
+use crate::network::places::{Place, Places};
 use crate::network::ports::Target as PodTarget;
-use crate::network::table::{Key, Port, Protocol, Scope, Service, Table};
+use crate::network::table::{self, Key, Port, Protocol, Scope, Table};
 use crate::network::vnet::Fabric;
 use crate::network::{HttpError, serve, tunnel};
 
@@ -78,8 +79,8 @@ impl Target {
             self.port = service
                 .and_then(|service| service.port_for(Scope::External, self.number, self.protocol))
                 .cloned();
-            self.sources = match self.origin {
-                Origin::LoadBalancer => service.map_or_else(Default::default, |s| sources(s)),
+            self.sources = match (self.origin, service) {
+                (Origin::LoadBalancer, Some(service)) => Arc::clone(&service.sources),
                 _ => Arc::default(),
             };
         }
@@ -89,20 +90,8 @@ impl Target {
     /// The port, for a client that may come in here.
     pub(super) fn port_for(&mut self, client: IpAddr) -> Option<Arc<Port>> {
         let port = self.port().cloned()?;
-        let admitted = self.sources.is_empty() || self.sources.iter().any(|s| s.contains(&client));
-        admitted.then_some(port)
+        table::is_among(&self.sources, client).then_some(port)
     }
-}
-
-/// Only these may use the load balancer. What cannot be read admits nobody.
-fn sources(service: &Service) -> Arc<[IpNet]> {
-    let spec = service.object.spec.as_ref();
-    let ranges = spec.and_then(|spec| spec.load_balancer_source_ranges.as_deref());
-    let ranges = ranges.unwrap_or_default().iter();
-    let nobody = IpNet::V4(Ipv4Net::from(Ipv4Addr::UNSPECIFIED));
-    ranges
-        .map(|range| range.trim().parse().unwrap_or(nobody))
-        .collect()
 }
 
 /// Accepts until `closing`; connections finish on their own.
@@ -112,13 +101,18 @@ pub(super) async fn tcp(
     serves: Serves,
     closing: CancellationToken,
 ) {
+    let places = Arc::clone(match &serves {
+        Serves::Service(_) => &fabric.rim_connections,
+        // A balancer that is refused here believes that the node is gone.
+        Serves::Health(_) => &fabric.health_connections,
+    });
     loop {
         let accepted = tokio::select! {
             biased;
             () = closing.cancelled() => return,
-            accepted = accept(&fabric, &listener) => accepted,
+            accepted = accept(&places, &listener) => accepted,
         };
-        let Some((socket, peer, permit)) = accepted else {
+        let Some((socket, peer, place)) = accepted else {
             continue;
         };
         let (fabric, serves) = (Arc::clone(&fabric), serves.clone());
@@ -138,31 +132,28 @@ pub(super) async fn tcp(
                 () = stop.cancelled() => {}
                 () = connection => {}
             }
-            drop(permit);
+            drop(place);
         });
     }
 }
 
 async fn accept(
-    fabric: &Fabric,
+    places: &Arc<Places<IpAddr>>,
     listener: &TcpListener,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, SocketAddr, Place<IpAddr>)> {
     match listener.accept().await {
         Ok((socket, peer)) => {
+            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
             // Taken only now: a listener nobody connects to keeps no connection from the others.
-            let Ok(permit) = Arc::clone(&fabric.rim_connections).try_acquire_owned() else {
-                debug!(%peer, "Refused connection: too many from outside");
+            let Some(place) = places.take(peer.ip()) else {
+                debug!(%peer, "Refused connection: too many from outside, or from there");
                 // RST. A failure here changes nothing.
                 drop(socket.set_zero_linger());
                 return None;
             };
             // Only latency depends on it.
             drop(socket.set_nodelay(true));
-            Some((
-                socket,
-                SocketAddr::new(peer.ip().to_canonical(), peer.port()),
-                permit,
-            ))
+            Some((socket, peer, place))
         }
         Err(error) => {
             warn!(error = &error as &dyn std::error::Error, "Accept failed");

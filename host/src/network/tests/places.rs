@@ -105,7 +105,7 @@ async fn a_client_that_does_nothing_keeps_no_place() {
     let _serving = pod.serve_http(Ports::All, Arc::new(guest)).unwrap();
     api.put(SLICES, slice("web", json!({"port": 8080}), &[&pod]));
     let address = network.listeners()[0].address.unwrap();
-    let places = || network.fabric.rim_connections.available_permits();
+    let places = || network.fabric.rim_connections.free();
     let free = places();
     let unread = eventually(async || {
         let mut socket = TcpStream::connect(address).await.ok()?;
@@ -123,5 +123,35 @@ async fn a_client_that_does_nothing_keeps_no_place() {
         .unwrap();
     eventually(async || (places() == free).then_some(())).await;
     drop(unread);
+    network.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn balancers_learn_a_nodes_health_though_clients_have_all_its_connections() {
+    let api = Api::new();
+    let mut config = Config::default();
+    config.limits.listener_connections = 1;
+    let network = Network::new(config).unwrap();
+    let (port, health) = (free_port(), free_port());
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": health, "ports": [{"port": port}]});
+    api.put(SERVICES, service("web", spec));
+    network.start(api.client.clone()).unwrap();
+    tokio::time::timeout(DEADLINE, network.wait_synced())
+        .await
+        .unwrap();
+    let (pod, _serving) = web(&network, "web");
+    let mut local = slice("web", json!({"port": 8080}), &[&pod]);
+    local["endpoints"][0]["nodeName"] = json!("node");
+    api.put(SLICES, local);
+    let at = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    eventually(async || curl(at(port), GET).await.ok()).await;
+    eventually(async || (network.fabric.rim_connections.free() == 1).then_some(())).await;
+    let idle = TcpStream::connect(at(port)).await.unwrap();
+    eventually(async || (network.fabric.rim_connections.free() == 0).then_some(())).await;
+    assert!(curl(at(port), GET).await.is_err(), "no place is left");
+    let answer = curl(at(health), GET).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    drop(idle);
     network.shutdown(Duration::ZERO).await;
 }

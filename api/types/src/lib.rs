@@ -1,5 +1,6 @@
 //! Words the API server, the scheduler and the host share. A leaf: no I/O, no clock, no task.
 
+pub mod certificate;
 pub mod condition;
 pub mod error;
 pub mod listeners;

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use types::certificate::parse;
 
 use super::Shared;
 use crate::tls::Error;
@@ -58,18 +57,6 @@ pub(super) fn server_config(shared: &Arc<Shared>, port: u16) -> Result<ServerCon
         .with_cert_resolver(Arc::new(chooser));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
-}
-
-/// Of a Secret's `tls.crt` and `tls.key`; the error is for people.
-pub(super) fn parse(certificate: &[u8], key: &[u8]) -> Result<CertifiedKey, String> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
-    let chain = chain.map_err(|error| format!("tls.crt: {error}"))?;
-    if chain.is_empty() {
-        return Err("tls.crt holds no certificate".to_owned());
-    }
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("tls.key: {error}"))?;
-    CertifiedKey::from_der(chain, key, &provider())
-        .map_err(|error| format!("tls.crt and tls.key: {error}"))
 }
 
 pub(super) fn self_signed() -> Result<Arc<CertifiedKey>, Error> {

@@ -17,9 +17,8 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
+use types::certificate;
 use types::routing::{Key, Secret};
-
-use super::certificates;
 
 /// Those beyond count as absent, and the log says so.
 const MOST: usize = 4_096;
@@ -208,9 +207,8 @@ fn load(object: &Object) -> Loaded {
     let part = |name: &str| {
         let data = object.data.as_ref().and_then(|data| data.get(name));
         data.map(|bytes| bytes.0.as_slice())
-            .ok_or_else(|| format!("has no {name}"))
     };
-    certificates::parse(part("tls.crt")?, part("tls.key")?).map(Arc::new)
+    certificate::of_secret(part("tls.crt"), part("tls.key")).map(Arc::new)
 }
 
 #[cfg(test)]

@@ -8,71 +8,57 @@ mod secrets;
 pub use apply::Controller;
 pub use desired::{Change, Nodes, plan};
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Deserializer};
+use k8s_openapi::ByteString;
+use serde::Deserialize;
+use types::certificate;
 use types::routing::Secret as State;
 use types::routing::gateway_api::{Meta as RoutingMeta, Object as RoutingObject};
 
 use crate::objects::{Meta, Object, Watched};
 
-/// A Secret, of which only is kept whether it could be a certificate with its key.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
+/// A Secret, of which only is kept what nodes make of it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(from = "Whole")]
 pub struct TlsSecret {
     pub metadata: Meta,
-    data: TlsData,
+    state: State,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
-struct TlsData {
-    #[serde(rename = "tls.crt", deserialize_with = "pem")]
-    certificate: Part,
-    #[serde(rename = "tls.key", deserialize_with = "pem")]
-    key: Part,
+struct Whole {
+    metadata: Meta,
+    data: Option<Data>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-enum Part {
-    #[default]
-    Absent,
-    NoPem,
-    Pem,
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Data {
+    #[serde(rename = "tls.crt")]
+    certificate: Option<ByteString>,
+    #[serde(rename = "tls.key")]
+    key: Option<ByteString>,
 }
 
-/// `-----BEGIN`, as far as it does not depend on what follows.
-const BEGIN: &str = "LS0tLS1CRUdJT";
-
-fn pem<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Part, D::Error> {
-    let text = Option::<String>::deserialize(deserializer)?;
-    Ok(match text {
-        None => Part::Absent,
-        Some(text) if text.starts_with(BEGIN) => Part::Pem,
-        Some(_) => Part::NoPem,
-    })
+impl From<Whole> for TlsSecret {
+    fn from(whole: Whole) -> Self {
+        let data = whole.data.unwrap_or_default();
+        let certificate = data.certificate.as_ref().map(|bytes| bytes.0.as_slice());
+        let key = data.key.as_ref().map(|bytes| bytes.0.as_slice());
+        let state = match certificate::of_secret(certificate, key) {
+            Ok(_) => State::Good,
+            Err(why) => State::Bad(why),
+        };
+        Self {
+            metadata: whole.metadata,
+            state,
+        }
+    }
 }
 
 impl Watched for TlsSecret {
     fn meta(&self) -> &Meta {
         &self.metadata
-    }
-}
-
-impl TlsSecret {
-    fn state(&self) -> State {
-        let parts = BTreeMap::from([
-            ("tls.crt", self.data.certificate),
-            ("tls.key", self.data.key),
-        ]);
-        for (name, part) in parts {
-            match part {
-                Part::Absent => return State::Bad(format!("has no {name}")),
-                Part::NoPem => return State::Bad(format!("has a {name} that is no PEM")),
-                Part::Pem => {}
-            }
-        }
-        State::Good
     }
 }
 

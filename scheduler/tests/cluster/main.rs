@@ -185,6 +185,25 @@ async fn an_ingress_is_told_of_its_certificate_until_it_is_there() {
     world.create::<Secret>(secret).await;
     let says = |message: &str| message.starts_with("Secret default/none has no tls.crt");
     event_that(&world, "a", "InvalidCertificate", says).await;
+    // Halves of two: both are PEM, and no node can use them.
+    let issue = || {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let names = vec!["c".to_owned()];
+        let certificate = rcgen::CertificateParams::new(names).expect("a name");
+        let certificate = certificate.self_signed(&key).expect("a certificate");
+        (certificate.pem(), key.serialize_pem())
+    };
+    let (certificate, key) = (issue().0, issue().1);
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "mixed"},
+        "stringData": {"tls.crt": certificate, "tls.key": key}
+    });
+    world.create::<Secret>(secret).await;
+    world.create::<Ingress>(ingress("c", "mixed")).await;
+    let says = |message: &str| {
+        message.starts_with("Secret default/mixed cannot be used for TLS: tls.crt and tls.key: ")
+    };
+    event_that(&world, "c", "InvalidCertificate", says).await;
     world.stop().await;
 }
 

@@ -20,7 +20,8 @@ fn issue(names: &[&str]) -> (Arc<CertifiedKey>, CertificateDer<'static>) {
         .unwrap()
         .self_signed(&key)
         .unwrap();
-    let parsed = certificates::parse(certificate.pem().as_bytes(), key.serialize_pem().as_bytes());
+    let (pem, key) = (certificate.pem(), key.serialize_pem());
+    let parsed = types::certificate::parse(pem.as_bytes(), key.as_bytes());
     (Arc::new(parsed.unwrap()), certificate.der().clone())
 }
 

@@ -1,5 +1,5 @@
-//! The Secrets that Ingresses and Gateways of ours name, each watched on its own: no others are read. Keeps whether they could
-//! be certificates, and nothing else.
+//! The Secrets that Ingresses and Gateways of ours name, each watched on its own: no others are read. Keeps whether nodes can
+//! use them, and nothing else.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -107,7 +107,7 @@ impl Secrets {
         let watched = self.lock();
         let found = watched.iter().filter_map(|(key, watched)| {
             let object = watched.store.get(&Key::new(&key.namespace, &key.name))?;
-            Some((key.clone(), object.state()))
+            Some((key.clone(), object.state.clone()))
         });
         found.collect()
     }

@@ -4,7 +4,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::Value;
+use types::routing::gateway_api::ReferenceGrantSpec;
+use types::routing::lets;
 use types::well_known::{GATEWAY_CONTROLLER, INGRESS_CONTROLLER};
 
 use super::live::Derived;
@@ -49,8 +52,8 @@ pub(super) struct Graph {
     fronts: HashMap<Key, Front>,
     /// Classes that the nodes serve. Others' Ingresses and Gateways are no reason to read anything.
     classes: HashSet<Class>,
-    /// Namespace → what its ReferenceGrants let others refer to.
-    grants: HashMap<(Arc<str>, Arc<str>), Vec<Grant>>,
+    /// Namespace and name → what it lets others refer to.
+    grants: HashMap<(Arc<str>, Arc<str>), Grant>,
 }
 
 /// An Ingress or a Gateway.
@@ -62,10 +65,11 @@ struct Front {
 /// Resource and name of an IngressClass or a GatewayClass.
 type Class = (&'static str, Box<str>);
 
-/// Gateways of this namespace may refer to that Secret, or to all.
+/// A ReferenceGrant.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Grant {
-    from: Box<str>,
-    name: Option<Box<str>>,
+    spec: ReferenceGrantSpec,
 }
 
 // === impl Graph ===
@@ -98,10 +102,8 @@ impl Graph {
             .grants
             .iter()
             .filter(|((namespace, _), _)| *namespace == secret.namespace);
-        let mut grants = of_its_namespace.flat_map(|(_, grants)| grants);
-        grants.any(|grant| {
-            *grant.from == *from && grant.name.as_ref().is_none_or(|name| *name == secret.name)
-        })
+        let mut grants = of_its_namespace.map(|(_, grant)| &grant.spec);
+        grants.any(|grant| lets(grant, ("Gateway", from), ("Secret", &secret.name)))
     }
 
     fn pod(&mut self, key: &Key, old: Option<&Stored>, new: Option<&Stored>) {
@@ -192,25 +194,9 @@ impl Graph {
         let at = (Arc::clone(&key.namespace), Arc::clone(&key.name));
         self.grants.remove(&at);
         let Some(new) = new else { return };
-        let grant: Value = serde_json::from_slice(&new.bytes).unwrap_or_default();
-        let list = |key: &str| grant["spec"][key].as_array().cloned().unwrap_or_default();
-        let mut grants = Vec::new();
-        for from in list("from") {
-            let gateways =
-                from["group"] == "gateway.networking.k8s.io" && from["kind"] == "Gateway";
-            let Some(namespace) = from["namespace"].as_str().filter(|_| gateways) else {
-                continue;
-            };
-            for to in list("to") {
-                if to["group"].as_str().is_none_or(str::is_empty) && to["kind"] == "Secret" {
-                    grants.push(Grant {
-                        from: namespace.into(),
-                        name: to["name"].as_str().map(Box::from),
-                    });
-                }
-            }
-        }
-        self.grants.insert(at, grants);
+        // What cannot be read lets nobody do anything.
+        let grant: Grant = serde_json::from_slice(&new.bytes).unwrap_or_default();
+        self.grants.insert(at, grant);
     }
 }
 
@@ -495,21 +481,54 @@ mod tests {
         assert!(world.secret("n1", "old"), "by annotation");
         let far = |world: &World| world.0.has("n1", What::Secret, "other", "far");
         assert!(!far(&world), "nobody let it");
-        let key = Key::new(REFERENCE_GRANTS, "other", "r");
-        let grant = json!({"spec": {"from": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "ns"}],
-            "to": [{"group": "", "kind": "Secret", "name": "far"}]}});
-        let stored = Stored {
-            key: key.clone(),
-            revision: 1,
-            created: 1,
-            bytes: grant.to_string().into(),
-            index: Index::default(),
-        };
-        world.0.apply(&key, None, Some(&stored));
-        assert!(far(&world));
+        let from = |kind: &str, namespace: &str| json!([{"group": "gateway.networking.k8s.io", "kind": kind, "namespace": namespace}]);
+        let to = |kind: &str, name: Value| json!([{"group": "", "kind": kind, "name": name}]);
+        let ours = from("Gateway", "ns");
+        for (from, to, expected) in [
+            (&ours, to("Secret", "near".into()), false),
+            (&ours, to("Service", "far".into()), false),
+            (&from("HTTPRoute", "ns"), to("Secret", "far".into()), false),
+            (&from("Gateway", "no"), to("Secret", "far".into()), false),
+            (&ours, to("Secret", "".into()), true),
+            (&ours, json!([{"group": "", "kind": "Secret"}]), true),
+            (&ours, to("Secret", "far".into()), true),
+        ] {
+            let grant = json!({"metadata": {"name": "r", "namespace": "other"}, "spec": {"from": from, "to": to}});
+            let key = Key::new(REFERENCE_GRANTS, "other", "r");
+            let stored = Stored {
+                key: key.clone(),
+                revision: 1,
+                created: 1,
+                bytes: grant.to_string().into(),
+                index: Index::default(),
+            };
+            world.0.apply(&key, None, Some(&stored));
+            assert_eq!(far(&world), expected, "{grant}");
+            // The compiler of routes says the same to the Gateway's owner.
+            assert_eq!(compiled_says(&grant), expected, "{grant}");
+        }
         world.put(INGRESSES, "i", None);
         assert!(world.secret("n1", "web"), "the other Ingress has it");
         world.put(INGRESSES, "j", None);
         assert!(!world.secret("n1", "web"));
+    }
+
+    /// Does a Gateway of `ns` get its certificate from Secret `far` of `other`?
+    fn compiled_says(grant: &Value) -> bool {
+        use types::routing::{Key, Secret, World, compile};
+        let class =
+            json!({"metadata": {"name": "c"}, "spec": {"controllerName": GATEWAY_CONTROLLER}});
+        let listener = json!({"name": "tls", "port": 443, "protocol": "HTTPS",
+            "tls": {"certificateRefs": [{"name": "far", "namespace": "other"}]}});
+        let gateway = json!({"metadata": {"name": "g", "namespace": "ns"},
+            "spec": {"gatewayClassName": "c", "listeners": [listener]}});
+        let compiled = compile(&World {
+            gateway_classes: vec![Arc::new(serde_json::from_value(class).unwrap())],
+            gateways: vec![Arc::new(serde_json::from_value(gateway).unwrap())],
+            grants: vec![Arc::new(serde_json::from_value(grant.clone()).unwrap())],
+            secrets: [(Key::new("other", "far"), Secret::Good)].into(),
+            ..World::default()
+        });
+        compiled.gateways[0].conditions[0].reason == "Accepted"
     }
 }

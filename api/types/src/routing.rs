@@ -24,6 +24,7 @@ use crate::well_known::INGRESS_CONTROLLER;
 
 use self::gateway_api::{Gateway, GatewayClass, HttpRoute, Ingress, IngressClass, ReferenceGrant};
 pub use self::status::{
+pub use self::grants::lets;
     ClassStatus, Fact, GatewayStatus, ListenerStatus, ParentStatus, RouteStatus,
 };
 use self::table::{Door, PortRef, Table};

@@ -4,37 +4,39 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-use super::gateway_api::AllowedRoutes;
+use super::gateway_api::{AllowedRoutes, ReferenceGrantSpec};
 use super::{Key, World};
 use crate::well_known::GATEWAY_GROUP;
 
 /// May an object of `from` refer to one in another namespace? `from` and `to` are kinds; Gateways and HTTPRoutes refer to
 /// Secrets and Services only, which are of the core group.
 pub(super) fn is_granted(world: &World, from: (&str, &str), to: (&str, &Key)) -> bool {
-    let ((from_kind, from_namespace), (to_kind, target)) = (from, to);
-    if from_namespace == target.namespace {
+    let (to_kind, target) = to;
+    if from.1 == target.namespace {
         return true;
     }
     let grants = world
         .grants
         .iter()
         .filter(|grant| grant.metadata.namespace == target.namespace);
-    grants.into_iter().any(|grant| {
-        let from = grant.spec.from.iter().any(|from| {
-            from.group == GATEWAY_GROUP
-                && from.kind == from_kind
-                && from.namespace == from_namespace
-        });
-        let to = grant.spec.to.iter().any(|to| {
-            to.group.is_empty()
-                && to.kind == to_kind
-                && to
-                    .name
-                    .as_deref()
-                    .is_none_or(|n| n.is_empty() || n == target.name)
-        });
-        from && to
-    })
+    grants
+        .into_iter()
+        .any(|grant| lets(&grant.spec, from, (to_kind, &target.name)))
+}
+
+/// Does a grant let objects of a kind and namespace refer to that kind and name in its own namespace? An empty name, which
+/// upstream refuses, is none.
+pub fn lets(grant: &ReferenceGrantSpec, from: (&str, &str), to: (&str, &str)) -> bool {
+    let ((from_kind, from_namespace), (to_kind, to_name)) = (from, to);
+    let from = grant.from.iter().any(|from| {
+        from.group == GATEWAY_GROUP && from.kind == from_kind && from.namespace == from_namespace
+    });
+    let is_named = |name: &str| name.is_empty() || name == to_name;
+    let mut to = grant
+        .to
+        .iter()
+        .filter(|to| to.group.is_empty() && to.kind == to_kind);
+    from && to.any(|to| to.name.as_deref().is_none_or(is_named))
 }
 
 /// May routes of `namespace` attach to a listener of a Gateway in `own`?

@@ -80,6 +80,8 @@ pub struct Compiled {
     pub gateways: Vec<GatewayStatus>,
     pub routes: Vec<RouteStatus>,
 }
+    /// Kind and key of Ingresses and Gateways that nobody serves, here or elsewhere: they are of no class that exists.
+    pub orphans: Vec<(&'static str, Key)>,
 
 /// Something an object asks for that is not done.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]

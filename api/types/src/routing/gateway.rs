@@ -27,10 +27,14 @@ pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
     }
     let is_ours = |gateway: &&Arc<Gateway>| {
         let class = &gateway.spec.gateway_class_name;
-        let mut accepted = out.classes.iter().filter(|c| c.conditions[0].status);
-        accepted.any(|c| c.name == *class)
-    };
-    let mut gateways: Vec<&Arc<Gateway>> = world.gateways.iter().filter(is_ours).collect();
+        let ours = out.classes.iter().find(|c| c.name == *class);
+        let mut all = world.gateway_classes.iter();
+        match ours {
+            Some(class) if class.conditions[0].status => gateways.push(gateway),
+            None if all.any(|c| c.metadata.name == *class) => {}
+            _ => out.orphans.push(("Gateway", gateway.metadata.key())),
+        }
+    }
     gateways.sort_by_key(|gateway| gateway.metadata.age());
     let mut ours: Vec<Ours<'_>> = Vec::new();
     for gateway in gateways {

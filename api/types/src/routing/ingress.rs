@@ -36,6 +36,7 @@ pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
             .any(|c| c.metadata.name == class)
         {
             let message = format!(
+            out.orphans.push(("Ingress", ingress.metadata.key()));
                 "no IngressClass {class:?} exists, so nobody serves this Ingress; make one with spec.controller {:?}, or start the server with --ingress-class {class}",
                 crate::well_known::INGRESS_CONTROLLER
             );
@@ -50,6 +51,7 @@ pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
     let mut claims = Claims::new();
     doors.open(HTTP, false);
     for ingress in &ours {
+            out.orphans.push(("Ingress", ingress.metadata.key()));
         let mut ports = vec![HTTP];
         if has_tls(ingress) {
             ports.push(HTTPS);

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use types::routing::report::{Listening, Report};
-use types::routing::{Compiled, Fact, GatewayStatus, Key, ListenerStatus, Problem, RouteStatus};
+use types::routing::{
+    Compiled, Fact, GatewayStatus, HTTP, HTTPS, Key, ListenerStatus, Problem, RouteStatus,
+};
 use types::well_known::GATEWAY_CONTROLLER;
 
 /// What we can do beyond the core, by the names the Gateway API gives it.
@@ -32,6 +34,9 @@ const FEATURES: &[&str] = &[
     "HTTPRouteSchemeRedirect",
     "ReferenceGrant",
 ];
+
+/// In an Ingress's status: the port is another one than it should be.
+const PORT_REPLACED: &str = "coracle.dev/PortReplaced";
 
 /// What nodes that are ready say, by name.
 pub type Nodes = BTreeMap<String, Report>;
@@ -90,6 +95,12 @@ pub fn plan(
     for one in &compiled.routes {
         want("HTTPRoute", &one.key, &|old| route(one, old, now));
     }
+    for (kind, key) in &compiled.orphans {
+        want(kind, key, &|old| match *kind {
+            "Ingress" => ingress_of_nobody(old),
+            _ => gateway_of_nobody(old, now),
+        });
+    }
     (changes, problems)
 }
 
@@ -132,7 +143,7 @@ fn ingress(nodes: &Nodes, ports: &[u16]) -> Value {
                 .map(|(port, listening)| {
                     let mut status = json!({"port": port, "protocol": "TCP"});
                     if listening.problem.is_some() {
-                        status["error"] = "coracle.dev/PortReplaced".into();
+                        status["error"] = PORT_REPLACED.into();
                     }
                     status
                 })
@@ -145,6 +156,55 @@ fn ingress(nodes: &Nodes, ports: &[u16]) -> Value {
     } else {
         json!({"loadBalancer": {"ingress": points}})
     }
+}
+
+/// Without the addresses that nodes had when it was ours: somebody may publish them. No other controller that we know of
+/// says ports in an Ingress's status, and the class tells of none.
+fn ingress_of_nobody(old: &Value) -> Value {
+    let points = old["loadBalancer"]["ingress"].as_array();
+    let points = points.map_or(&[][..], Vec::as_slice);
+    let port = |port: &Value| {
+        let is_known = [HTTP, HTTPS].iter().any(|known| port["port"] == *known);
+        is_known && (port["error"].is_null() || port["error"] == PORT_REPLACED)
+    };
+    let ours = |point: &Value| {
+        let ports = point["ports"].as_array();
+        ports.is_some_and(|ports| !ports.is_empty() && ports.iter().all(port))
+    };
+    if points.is_empty() || !points.iter().all(ours) {
+        return old.clone();
+    }
+    json!({"loadBalancer": {}})
+}
+
+/// As the API server makes it: who serves Gateways goes by their classes, and there is none.
+fn gateway_of_nobody(old: &Value, now: Timestamp) -> Value {
+    let known = old["conditions"].as_array().map_or(&[][..], Vec::as_slice);
+    let types = ["Accepted", "Programmed"];
+    let is_said = |condition: &&Value| types.iter().any(|type_| condition["type"] == *type_);
+    let waits = known
+        .iter()
+        .filter(is_said)
+        .all(|c| c["status"] == "Unknown");
+    if waits && old["addresses"].is_null() && old["listeners"].is_null() {
+        return old.clone();
+    }
+    let second = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let waiting = types.iter().map(|type_| {
+        json!({"type": type_, "status": "Unknown", "reason": "Pending",
+            "message": "Waiting for controller", "lastTransitionTime": second})
+    });
+    let foreign = known.iter().filter(|condition| !is_said(condition));
+    let conditions: Vec<Value> = waiting.chain(foreign.cloned()).collect();
+    let nothing = || Value::Array(Vec::new());
+    with(
+        old,
+        &[
+            ("addresses", nothing()),
+            ("conditions", conditions.into()),
+            ("listeners", nothing()),
+        ],
+    )
 }
 
 fn replaced(
@@ -377,6 +437,61 @@ mod tests {
             found.map(|change| change.status.clone())
         };
         let (changes, _) = plan(&compiled, &nodes(), again, later);
+        assert_eq!(changes, []);
+    }
+
+    #[test]
+    fn what_nobody_serves_any_more_keeps_no_address_of_ours() {
+        let now = Timestamp::UNIX_EPOCH;
+        let (ours, _) = plan(&compile(&world()), &nodes(), |_, _| Some(Value::Null), now);
+        let status = |changes: &[Change], kind: &str| {
+            let found = changes.iter().find(|c| c.kind == kind);
+            found.map(|change| change.status.clone())
+        };
+        let gone = World {
+            ingress_classes: Vec::new(),
+            gateway_classes: Vec::new(),
+            ..world()
+        };
+        let gone = compile(&gone);
+        // Nodes have closed their ports meanwhile.
+        let nodes = Nodes::new();
+        let (changes, _) = plan(&gone, &nodes, |kind, _| status(&ours, kind), now);
+        assert_eq!(
+            status(&changes, "Ingress"),
+            Some(json!({"loadBalancer": {}}))
+        );
+        let gateway = status(&changes, "Gateway").unwrap();
+        let said = gateway["conditions"].as_array().unwrap().iter();
+        let said: Vec<String> = said
+            .map(|c| format!("{}={} {}", c["type"], c["status"], c["reason"]).replace('"', ""))
+            .collect();
+        assert_eq!(
+            said,
+            ["Accepted=Unknown Pending", "Programmed=Unknown Pending"]
+        );
+        assert!(gateway["addresses"].is_null() && gateway["listeners"].is_null());
+        // That is all; and what others wrote stays, as does what is of a class of others.
+        let (again, _) = plan(&gone, &nodes, |kind, _| status(&changes, kind), now);
+        assert_eq!(again, []);
+        let theirs = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}]}});
+        let find = |kind: &'static str, _: &Key| (kind == "Ingress").then(|| theirs.clone());
+        assert_eq!(plan(&gone, &nodes, find, now).0, []);
+        let others = World {
+            ingress_classes: vec![object(
+                json!({"metadata": {"name": "coracle"}, "spec": {"controller": "x.test/y"}}),
+            )],
+            gateway_classes: vec![object(
+                json!({"metadata": {"name": "coracle"}, "spec": {"controllerName": "x.test/y"}}),
+            )],
+            ..world()
+        };
+        let (changes, _) = plan(
+            &compile(&others),
+            &nodes,
+            |kind, _| status(&ours, kind),
+            now,
+        );
         assert_eq!(changes, []);
     }
 

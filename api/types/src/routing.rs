@@ -23,7 +23,6 @@ use std::sync::Arc;
 use crate::well_known::INGRESS_CONTROLLER;
 
 use self::gateway_api::{Gateway, GatewayClass, HttpRoute, Ingress, IngressClass, ReferenceGrant};
-pub use self::status::{
 pub use self::grants::lets;
     ClassStatus, Fact, GatewayStatus, ListenerStatus, ParentStatus, RouteStatus,
 };
@@ -86,7 +85,7 @@ pub struct Compiled {
 /// Something an object asks for that is not done.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Problem {
-    /// `Ingress`, `Gateway`, `HTTPRoute`
+    /// `Ingress`, `IngressClass`, `Gateway`, `HTTPRoute`
     pub kind: &'static str,
     pub about: Key,
     pub reason: &'static str,
@@ -106,6 +105,8 @@ pub mod reason {
     pub const PORT: &str = "PortConflict";
 }
 
+    pub const PARAMETERS: &str = "InvalidParameters";
+    pub const UNSUPPORTED: &str = "UnsupportedValue";
 /// Ports while they are built.
 #[derive(Default)]
 struct Doors(BTreeMap<u16, Door>);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::gateway_api::Gateway;
 use super::listener::{self, Ours};
 use super::status::{ClassStatus, Fact};
-use super::{Compiled, Doors, World, route};
+use super::{Compiled, Doors, Problem, World, reason, route};
 use crate::well_known::GATEWAY_CONTROLLER;
 
 pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
@@ -25,7 +25,8 @@ pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
             conditions: vec![accepted],
         });
     }
-    let is_ours = |gateway: &&Arc<Gateway>| {
+    let mut gateways: Vec<&Arc<Gateway>> = Vec::new();
+    for gateway in &world.gateways {
         let class = &gateway.spec.gateway_class_name;
         let ours = out.classes.iter().find(|c| c.name == *class);
         let mut all = world.gateway_classes.iter();
@@ -38,8 +39,15 @@ pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
     gateways.sort_by_key(|gateway| gateway.metadata.age());
     let mut ours: Vec<Ours<'_>> = Vec::new();
     for gateway in gateways {
-        let listeners = listener::bind(world, gateway, doors, &mut out.secrets);
-        ours.push(Ours { gateway, listeners });
+        let refused = refused(gateway);
+        let serves = refused.is_none();
+        let listeners = listener::bind(world, gateway, serves, doors, &mut out.secrets);
+        tell(gateway, out);
+        ours.push(Ours {
+            gateway,
+            refused,
+            listeners,
+        });
     }
     let mut routes: Vec<_> = world.routes.iter().collect();
     routes.sort_by_key(|route| route.metadata.age());
@@ -50,4 +58,43 @@ pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
         }
     }
     out.gateways.extend(ours.into_iter().map(Ours::status));
+}
+
+/// Why the Gateway is not served at all, if so.
+fn refused(gateway: &Gateway) -> Option<Fact> {
+    let infrastructure = gateway.spec.infrastructure.as_ref()?;
+    let parameters = infrastructure.parameters_ref.as_ref()?;
+    let message = format!(
+        "infrastructure.parametersRef to {} {:?} is not supported",
+        parameters.kind.as_deref().unwrap_or_default(),
+        parameters.name
+    );
+    Some(Fact::new("Accepted", false, "InvalidParameters", message))
+}
+
+/// What changes nothing of what is served, and still has no effect.
+fn tell(gateway: &Gateway, out: &mut Compiled) {
+    let spec = &gateway.spec;
+    let infrastructure = spec.infrastructure.as_ref();
+    let marks = infrastructure.is_some_and(|i| !i.labels.is_empty() || !i.annotations.is_empty());
+    let listeners = spec.allowed_listeners.as_ref();
+    let from = listeners.and_then(|l| l.namespaces.as_ref()?.from.as_deref());
+    let texts = [
+        (
+            marks,
+            "infrastructure.labels and annotations have no effect: nothing is made for a Gateway that could bear them",
+        ),
+        (
+            from.is_some_and(|from| from != "None"),
+            "allowedListeners is not supported: no ListenerSets are served",
+        ),
+    ];
+    for (_, text) in texts.iter().filter(|(is_so, _)| *is_so) {
+        out.problems.push(Problem {
+            kind: "Gateway",
+            about: gateway.metadata.key(),
+            reason: reason::UNSUPPORTED,
+            message: (*text).to_owned(),
+        });
+    }
 }

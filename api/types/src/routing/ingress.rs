@@ -22,6 +22,17 @@ const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 type Claims = HashMap<(HostPattern, String), Key>;
 
 pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
+    for class in &world.ingress_classes {
+        let name = class.metadata.name.as_str();
+        if class.spec.parameters.is_some() && classes.contains(name) {
+            out.problems.push(Problem {
+                kind: "IngressClass",
+                about: class.metadata.key(),
+                reason: reason::PARAMETERS,
+                message: "spec.parameters is not supported and has no effect".to_owned(),
+            });
+        }
+    }
     let classes = world.own_classes();
     let mut ours: Vec<&Arc<Ingress>> = Vec::new();
     for ingress in &world.ingresses {

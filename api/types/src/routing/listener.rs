@@ -22,7 +22,7 @@ pub(super) struct Bound<'a> {
     accepted: Fact,
     conflicted: Option<Fact>,
     resolved: Fact,
-    /// None of its certificates can be used.
+    /// None of its certificates can be used, or nothing of its Gateway is served.
     unusable: bool,
     kinds: Vec<RouteGroupKind>,
 }
@@ -30,6 +30,8 @@ pub(super) struct Bound<'a> {
 /// A Gateway of ours with its listeners.
 pub(super) struct Ours<'a> {
     pub(super) gateway: &'a Arc<Gateway>,
+    /// Why none of it is served.
+    pub(super) refused: Option<Fact>,
     pub(super) listeners: Vec<Bound<'a>>,
 }
 
@@ -60,6 +62,7 @@ impl Ours<'_> {
             let message = format!("addresses of type {kind:?} are not supported");
             accepted = Fact::new("Accepted", false, "UnsupportedAddress", message);
         }
+        let accepted = self.refused.unwrap_or(accepted);
         let programmed = if accepted.status {
             Fact::new("Programmed", true, "Programmed", String::new())
         } else {
@@ -114,10 +117,11 @@ impl Bound<'_> {
     }
 }
 
-/// Judges all listeners of a Gateway and opens doors for those that can serve.
+/// Judges all listeners of a Gateway and opens doors for those that can serve, if any may.
 pub(super) fn bind<'a>(
     world: &World,
     gateway: &'a Gateway,
+    serves: bool,
     doors: &mut Doors,
     secrets: &mut BTreeSet<Key>,
 ) -> Vec<Bound<'a>> {
@@ -131,7 +135,7 @@ pub(super) fn bind<'a>(
         let certificates = certificates(world, gateway, spec, tls, secrets);
         let mut accepted = accepted(spec);
         let conflicted = conflict(spec, all);
-        if accepted.status && conflicted.is_none() && doors.open(port, tls).is_none() {
+        if serves && accepted.status && conflicted.is_none() && doors.open(port, tls).is_none() {
             let message = format!("port {port} is taken for another protocol");
             accepted = Fact::new("Accepted", false, "PortUnavailable", message);
         }
@@ -155,7 +159,7 @@ pub(super) fn bind<'a>(
             accepted,
             conflicted,
             resolved,
-            unusable: certificates.is_err(),
+            unusable: !serves || certificates.is_err(),
             kinds,
         };
         if entry.serves()
@@ -201,7 +205,15 @@ fn accepted(spec: &Listener) -> Fact {
             let message = format!("tls.mode {mode:?} is not supported");
             no("UnsupportedValue", message)
         }
-        _ => Fact::new("Accepted", true, "Accepted", String::new()),
+        _ => {}
+    }
+    // Perhaps the least version of TLS: serving without it would be less than was asked for.
+    match tls.and_then(|tls| tls.options.keys().next()) {
+        Some(option) => no(
+            "UnsupportedValue",
+            format!("tls.options {option:?} is not supported"),
+        ),
+        None => Fact::new("Accepted", true, "Accepted", String::new()),
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) fn attach(
         out.problems.push(super::Problem {
             kind: "HTTPRoute",
             about: route.metadata.key(),
-            reason: "UnsupportedValue",
+            reason: super::reason::UNSUPPORTED,
             message: text,
         });
     }

@@ -18,7 +18,7 @@ use crate::clock;
 use crate::controllers::Shared;
 use crate::events::{Recorder, reference};
 use crate::objects::{
-    GATEWAY_CLASSES, GATEWAYS, HTTP_ROUTES, INGRESSES, Key, Meta, Node, Resource,
+    GATEWAY_CLASSES, GATEWAYS, HTTP_ROUTES, INGRESS_CLASSES, INGRESSES, Key, Meta, Node, Resource,
 };
 use crate::reconcile::{Outcome, Queue};
 use crate::write::{self, Error, Target, Writer, gone_is_fine};
@@ -203,6 +203,10 @@ impl Controller {
             };
         }
         match kind {
+            "IngressClass" => {
+                let class = informers.ingress_classes.get(&key)?;
+                Some((class.metadata.clone(), Value::Null))
+            }
             "Ingress" => get!(ingresses),
             "GatewayClass" => get!(gateway_classes),
             "Gateway" => get!(gateways),
@@ -279,6 +283,7 @@ fn key_of(meta: &Meta) -> RouteKey {
 fn resource(kind: &str) -> Option<Resource> {
     Some(match kind {
         "Ingress" => INGRESSES,
+        "IngressClass" => INGRESS_CLASSES,
         "GatewayClass" => GATEWAY_CLASSES,
         "Gateway" => GATEWAYS,
         "HTTPRoute" => HTTP_ROUTES,

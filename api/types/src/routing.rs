@@ -4,6 +4,7 @@
 pub mod annotations;
 pub mod gateway_api;
 pub mod origin;
+pub mod path;
 pub mod report;
 pub mod table;
 
@@ -24,6 +25,7 @@ use crate::well_known::INGRESS_CONTROLLER;
 
 use self::gateway_api::{Gateway, GatewayClass, HttpRoute, Ingress, IngressClass, ReferenceGrant};
 pub use self::grants::lets;
+pub use self::status::{
     ClassStatus, Fact, GatewayStatus, ListenerStatus, ParentStatus, RouteStatus,
 };
 use self::table::{Door, PortRef, Table};
@@ -78,9 +80,9 @@ pub struct Compiled {
     pub classes: Vec<ClassStatus>,
     pub gateways: Vec<GatewayStatus>,
     pub routes: Vec<RouteStatus>,
-}
     /// Kind and key of Ingresses and Gateways that nobody serves, here or elsewhere: they are of no class that exists.
     pub orphans: Vec<(&'static str, Key)>,
+}
 
 /// Something an object asks for that is not done.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -103,10 +105,10 @@ pub mod reason {
     pub const REFUSED: &str = "IngressRefused";
     pub const PATH: &str = "InvalidPath";
     pub const PORT: &str = "PortConflict";
-}
-
     pub const PARAMETERS: &str = "InvalidParameters";
     pub const UNSUPPORTED: &str = "UnsupportedValue";
+}
+
 /// Ports while they are built.
 #[derive(Default)]
 struct Doors(BTreeMap<u16, Door>);

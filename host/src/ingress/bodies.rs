@@ -50,7 +50,8 @@ struct Kept {
 
 /// A clock that runs only while somebody waits.
 struct Patience {
-    longest: Duration,
+    /// `None` has no end.
+    longest: Option<Duration>,
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
@@ -88,7 +89,7 @@ impl Inbound {
         Self {
             body,
             left: (limit > 0).then_some(limit),
-            patience: Patience::new(patience),
+            patience: Patience::new(Some(patience)),
             fault: fault.clone(),
         }
         .boxed_unsync()
@@ -137,8 +138,8 @@ impl http_body::Body for Inbound {
 // === impl Outbound ===
 
 impl Outbound {
-    /// No longer pause than `patience`, and all of it before `deadline`.
-    pub(super) fn wrap(body: Body, patience: Duration, deadline: Option<Instant>) -> Body {
+    /// No longer pause than `patience`, where there is one, and all of it before `deadline`.
+    pub(super) fn wrap(body: Body, patience: Option<Duration>, deadline: Option<Instant>) -> Body {
         if body.is_end_stream() {
             return body;
         }
@@ -210,7 +211,7 @@ impl http_body::Body for Kept {
 // === impl Patience ===
 
 impl Patience {
-    fn new(longest: Duration) -> Self {
+    fn new(longest: Option<Duration>) -> Self {
         Self {
             longest,
             waiting: None,
@@ -222,7 +223,9 @@ impl Patience {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let longest = self.longest;
+        let Some(longest) = self.longest else {
+            return Poll::Pending;
+        };
         let waiting = self
             .waiting
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(longest)));

@@ -3,7 +3,8 @@
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Response, StatusCode};
-use types::routing::table::{Filter, HeaderChange, PathChange, Redirect, Route};
+use types::routing::path::{PathChange, Requested};
+use types::routing::table::{Filter, HeaderChange, Redirect, Route};
 
 use super::forwarded::{Client, port_of};
 use crate::network::{Body, full_body};
@@ -12,7 +13,7 @@ use crate::network::{Body, full_body};
 pub(super) struct Place<'a> {
     /// As the client sent it, with its port.
     pub(super) host: &'a str,
-    pub(super) path: &'a str,
+    pub(super) path: &'a Requested,
     pub(super) query: &'a str,
     /// The scheme of the connection.
     pub(super) tls: bool,
@@ -31,7 +32,7 @@ pub(super) fn answer(route: &Route, place: &Place<'_>, client: &Client) -> Optio
                 let port = place
                     .https_port
                     .map_or_else(String::new, |p| format!(":{p}"));
-                let rest = path_and_query(place.path, place.query);
+                let rest = path_and_query(&place.path.sent, place.query);
                 let location = format!("https://{name}{port}{rest}");
                 return Some(redirect(&location, StatusCode::PERMANENT_REDIRECT));
             }
@@ -51,7 +52,7 @@ fn target(to: &Redirect, route: &Route, place: &Place<'_>) -> String {
     let name = to.host.as_deref().unwrap_or_else(|| name_of(place.host));
     let path = match &to.path {
         Some(change) => change.apply(&route.path, place.path),
-        None => place.path.to_owned(),
+        None => place.path.sent.clone(),
     };
     // Without a port of its own: the usual one of a scheme that was named, else the one of the listener.
     let port = match (to.port, &to.scheme) {
@@ -117,7 +118,7 @@ pub(super) fn change(headers: &mut HeaderMap, change: &HeaderChange) {
     }
 }
 
-/// What the backend is asked for, when a rewrite says so.
+/// What the backend is asked for, when a rewrite says so; nothing when that is too long for a target.
 pub(super) fn rewritten(
     path: &PathChange,
     route: &Route,

@@ -11,7 +11,8 @@ use hyper::body::{Body as _, Incoming};
 use rand::RngExt;
 use tokio::time::Instant;
 use types::routing::origin::RouteKind;
-use types::routing::table::{Asked, Backend, Filter, Route, Target};
+use types::routing::path::Requested;
+use types::routing::table::{Asked, Backend, Filter, Patience, Policy, Route, Target};
 
 use super::bodies::{Fault, Inbound, Outbound, tee};
 use super::filters::{self, Place, plain};
@@ -54,7 +55,7 @@ async fn serve(
         return refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text);
     }
     let host = host(&request)?;
-    let target = target(&request)?;
+    let (path, target) = target(&request)?;
     let name = filters::name_of(host.to_str().unwrap_or_default())
         .trim_end_matches('.')
         .to_ascii_lowercase();
@@ -71,7 +72,7 @@ async fn serve(
     }
     let asked = Asked {
         host: &name,
-        path: target.path(),
+        path: &path.compared,
         query: target.query().unwrap_or_default(),
         method: request.method(),
         headers: request.headers(),
@@ -93,7 +94,7 @@ async fn serve(
     let host_text = host.to_str().unwrap_or_default().to_owned();
     let place = Place {
         host: &host_text,
-        path: target.path(),
+        path: &path,
         query: target.query().unwrap_or_default(),
         tls: connection.tls,
         https_port: https_port(connection, &host_text),
@@ -121,11 +122,11 @@ async fn serve(
         route: &route,
         backend: choose(&route.action.backends),
         deadline: policy.total_timeout.map(|total| Instant::now() + total),
-        read: policy.read_timeout.unwrap_or(shared.config.limits.read),
+        read: patience(policy, shared.config.limits.read),
         limit,
         fault,
     };
-    let request = exchange.prepare(request, host, &target, &place);
+    let request = exchange.prepare(request, host, &target, &place)?;
     exchange.run(request, upgrade).await
 }
 
@@ -169,13 +170,32 @@ fn host(request: &Request<Body>) -> Result<HeaderValue, Refusal> {
     }
 }
 
-fn target(request: &Request<Body>) -> Result<PathAndQuery, Refusal> {
+/// The path as it is judged, and the target as backends are asked for it where nothing is rewritten.
+fn target(request: &Request<Body>) -> Result<(Requested, PathAndQuery), Refusal> {
     let target = request.uri().path_and_query().cloned();
     let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
-    if target.path().starts_with('/') {
-        Ok(target)
-    } else {
-        refuse(StatusCode::BAD_REQUEST, "the request's target is no path")
+    if !target.path().starts_with('/') {
+        return refuse(StatusCode::BAD_REQUEST, "the request's target is no path");
+    }
+    let path = Requested::parse(target.path())
+        .map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))?;
+    if path.sent == target.path() {
+        return Ok((path, target));
+    }
+    let query = target.query().map(|query| format!("?{query}"));
+    let sent = format!("{}{}", path.sent, query.unwrap_or_default());
+    match sent.parse() {
+        Ok(target) => Ok((path, target)),
+        Err(_) => refuse(StatusCode::URI_TOO_LONG, "the request's target is too long"),
+    }
+}
+
+/// How long an answer may let wait; `None` is for ever.
+fn patience(policy: &Policy, of_node: Duration) -> Option<Duration> {
+    match policy.read_timeout {
+        Patience::OfNode => Some(of_node),
+        Patience::Within(longest) => Some(longest),
+        Patience::Endless => None,
     }
 }
 
@@ -212,7 +232,8 @@ struct Exchange<'a> {
     route: &'a Arc<Route>,
     backend: Option<&'a Backend>,
     deadline: Option<Instant>,
-    read: Duration,
+    /// `None` waits for as long as `deadline` lets it, or the client.
+    read: Option<Duration>,
     limit: u64,
     fault: Fault,
 }
@@ -232,7 +253,7 @@ impl Exchange<'_> {
         host: HeaderValue,
         target: &PathAndQuery,
         place: &Place<'_>,
-    ) -> Request<Body> {
+    ) -> Result<Request<Body>, Refusal> {
         *request.version_mut() = Version::HTTP_11;
         *request.uri_mut() = Uri::from(target.clone());
         request.headers_mut().insert(header::HOST, host);
@@ -243,9 +264,11 @@ impl Exchange<'_> {
                     if let Some(host) = host {
                         request.headers_mut().insert(header::HOST, host.clone());
                     }
-                    let path = path.as_ref();
-                    let target = path.and_then(|p| filters::rewritten(p, self.route, place));
-                    if let Some(target) = target {
+                    if let Some(path) = path {
+                        let Some(target) = filters::rewritten(path, self.route, place) else {
+                            let text = "the request's target is too long once rewritten";
+                            return refuse(StatusCode::URI_TOO_LONG, text);
+                        };
                         *request.uri_mut() = Uri::from(target);
                     }
                 }
@@ -265,7 +288,7 @@ impl Exchange<'_> {
         for mirror in mirrors {
             request = self.mirror(mirror, request);
         }
-        request
+        Ok(request)
     }
 
     /// Sends a copy; its answer is read and forgotten.
@@ -311,9 +334,12 @@ impl Exchange<'_> {
                 None => gate.call(self.connection.peer, &target, request).await,
             }
         };
-        let until = Instant::now() + self.read;
-        let until = self.deadline.map_or(until, |deadline| deadline.min(until));
-        let answer = tokio::time::timeout_at(until, begun).await;
+        let until = self.read.map(|read| Instant::now() + read);
+        let answer = match until.into_iter().chain(self.deadline).min() {
+            Some(until) => tokio::time::timeout_at(until, begun).await,
+            // The route's author wants it so; when the client goes, so does this.
+            None => Ok(begun.await),
+        };
         let mut response = match answer {
             Ok(Ok(response)) => response,
             _ if self.fault.is_too_large() => {

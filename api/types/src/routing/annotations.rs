@@ -8,7 +8,7 @@ use http::StatusCode;
 use http::header::HeaderValue;
 use ipnet::IpNet;
 
-use super::table::Policy;
+use super::table::{Patience, Policy};
 
 const PREFIXES: [&str; 2] = ["nginx.ingress.kubernetes.io/", "coracle.dev/"];
 
@@ -79,7 +79,7 @@ const KNOWN: &[(&str, Set)] = &[
         Ok(())
     }),
     ("proxy-read-timeout", |o, v| {
-        o.policy.read_timeout = Some(seconds(v)?);
+        o.policy.read_timeout = Patience::Within(seconds(v)?);
         Ok(())
     }),
     ("proxy-send-timeout", |o, v| {
@@ -263,7 +263,8 @@ mod tests {
             ("cert-manager.io/issuer", "x"),
         ]);
         assert_eq!(options.policy.body_limit, Some(1024));
-        assert_eq!(options.policy.read_timeout, Some(Duration::from_secs(120)));
+        let two_minutes = Patience::Within(Duration::from_secs(120));
+        assert_eq!(options.policy.read_timeout, two_minutes);
         let (_, code) = options.redirect.unwrap();
         assert_eq!(code, StatusCode::PERMANENT_REDIRECT);
         assert!(options.unsupported.is_empty(), "{:?}", options.unsupported);

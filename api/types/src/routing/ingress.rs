@@ -11,9 +11,8 @@ use regex::Regex;
 use super::annotations::Options;
 use super::gateway_api::Ingress;
 use super::origin::{Origin, RouteKind};
-use super::table::{
-    Action, Backend, Filter, HostPattern, PathChange, PathRule, Policy, PortRef, Route, Target,
-};
+use super::path::{PathChange, PathRule};
+use super::table::{Action, Backend, Filter, HostPattern, Policy, PortRef, Route, Shown, Target};
 use super::{Compiled, Doors, HTTP, HTTPS, Key, Problem, World, reason};
 
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
@@ -22,6 +21,7 @@ const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 type Claims = HashMap<(HostPattern, String), Key>;
 
 pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
+    let classes = world.own_classes();
     for class in &world.ingress_classes {
         let name = class.metadata.name.as_str();
         if class.spec.parameters.is_some() && classes.contains(name) {
@@ -33,10 +33,10 @@ pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
             });
         }
     }
-    let classes = world.own_classes();
     let mut ours: Vec<&Arc<Ingress>> = Vec::new();
     for ingress in &world.ingresses {
         let Some(class) = class(ingress) else {
+            out.orphans.push(("Ingress", ingress.metadata.key()));
             continue;
         };
         if classes.contains(class) {
@@ -47,11 +47,11 @@ pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
             .any(|c| c.metadata.name == class)
         {
             let message = format!(
-            out.orphans.push(("Ingress", ingress.metadata.key()));
                 "no IngressClass {class:?} exists, so nobody serves this Ingress; make one with spec.controller {:?}, or start the server with --ingress-class {class}",
                 crate::well_known::INGRESS_CONTROLLER
             );
             tell(out, ingress, reason::CLASS, message);
+            out.orphans.push(("Ingress", ingress.metadata.key()));
         }
     }
     if ours.is_empty() {
@@ -62,7 +62,6 @@ pub(super) fn compile(world: &World, doors: &mut Doors, out: &mut Compiled) {
     let mut claims = Claims::new();
     doors.open(HTTP, false);
     for ingress in &ours {
-            out.orphans.push(("Ingress", ingress.metadata.key()));
         let mut ports = vec![HTTP];
         if has_tls(ingress) {
             ports.push(HTTPS);
@@ -216,7 +215,7 @@ impl<'a> One<'a> {
         let text = if text.is_empty() { "/" } else { text };
         if !self.options.is_regex() {
             return Some(match kind {
-                "Exact" => PathRule::Exact(text.to_owned()),
+                "Exact" => PathRule::exact(text),
                 _ => PathRule::prefix(text),
             });
         }
@@ -247,7 +246,7 @@ impl<'a> One<'a> {
             backends: Vec::new(),
             policy: Policy::default(),
         });
-        let route = Arc::new(Route::new(PathRule::Exact("/".to_owned()), action));
+        let route = Arc::new(Route::new(PathRule::exact("/"), action));
         for host in hosts {
             each(doors, encrypted, |door| {
                 door.routes.add(host, Arc::clone(&route))
@@ -402,7 +401,11 @@ impl<'a> One<'a> {
             }
             if let Some(door) = doors.open(HTTPS, true) {
                 for host in hosts {
-                    door.certificates.push((host, key.clone()));
+                    door.certificates.push(Shown {
+                        host,
+                        deep: false,
+                        secret: key.clone(),
+                    });
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::gateway_api::{Gateway, Listener, RouteGroupKind};
 use super::grants::is_granted;
 use super::status::{Fact, GatewayStatus, ListenerStatus};
-use super::table::HostPattern;
+use super::table::{HostPattern, Shown};
 use super::{Doors, Key, World};
 use crate::well_known::GATEWAY_GROUP;
 
@@ -167,7 +167,11 @@ pub(super) fn bind<'a>(
             && let Ok(keys) = certificates
         {
             door.certificates
-                .extend(keys.into_iter().map(|key| (entry.host.clone(), key)));
+                .extend(keys.into_iter().map(|secret| Shown {
+                    host: entry.host.clone(),
+                    deep: true,
+                    secret,
+                }));
             if tls && !door.scopes.contains(&entry.host) {
                 door.scopes.push(entry.host.clone());
             }
@@ -199,11 +203,11 @@ fn accepted(spec: &Listener) -> Fact {
         let message = format!("protocol {:?} is not supported", spec.protocol);
         return no("UnsupportedProtocol", message);
     }
-    let mode = spec.tls.as_ref().and_then(|tls| tls.mode.as_deref());
-    match mode {
+    let tls = spec.tls.as_ref();
+    match tls.and_then(|tls| tls.mode.as_deref()) {
         Some(mode) if mode != "Terminate" => {
             let message = format!("tls.mode {mode:?} is not supported");
-            no("UnsupportedValue", message)
+            return no("UnsupportedValue", message);
         }
         _ => {}
     }

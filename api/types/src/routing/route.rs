@@ -14,10 +14,11 @@ use super::gateway_api::{
 use super::grants::{allows, is_granted};
 use super::listener::Ours;
 use super::origin::{Origin, RouteKind};
+use super::path::{PathChange, PathRule};
 use super::status::{Fact, ParentStatus, RouteStatus};
 use super::table::{
-    Action, Backend, Filter, HeaderChange, HostPattern, PathChange, PathRule, Policy, PortRef,
-    Redirect, Route, Target, TextRule,
+    Action, Backend, Filter, HeaderChange, HostPattern, Patience, Policy, PortRef, Redirect, Route,
+    Target, TextRule,
 };
 use super::{Compiled, Doors, Key, World};
 use crate::well_known::GATEWAY_GROUP;
@@ -32,9 +33,11 @@ struct Rule {
 struct Findings {
     /// First reference that cannot be followed: reason and message.
     references: Option<(&'static str, String)>,
-    /// Rules that ask for what is not supported.
+    /// What rules ask for that is not supported.
     unsupported: Vec<String>,
     rules: usize,
+    /// Rules that serve nothing because of it.
+    lost: usize,
 }
 
 /// Attaches a route to every listener that takes it.
@@ -212,6 +215,7 @@ fn compile(
             Policy::default()
         }
     };
+    let failed = broken.is_some();
     if let Some(why) = broken {
         // A filter that cannot be applied must not be skipped: its requests fail.
         findings.unsupported.push(format!("{why} is not supported"));
@@ -244,6 +248,7 @@ fn compile(
             Err(why) => findings.unsupported.push(why),
         }
     }
+    findings.lost += usize::from(failed || matches.is_empty());
     (!matches.is_empty()).then_some(Rule { matches })
 }
 
@@ -259,7 +264,7 @@ fn matcher(one: &HttpRouteMatch, action: &Arc<Action>) -> Result<Route, String> 
     let value = path.and_then(|path| path.value.as_deref()).unwrap_or("/");
     let kind = path.and_then(|path| path.type_.as_deref());
     let rule = match kind.unwrap_or("PathPrefix") {
-        "Exact" => PathRule::Exact(value.to_owned()),
+        "Exact" => PathRule::exact(value),
         "PathPrefix" => PathRule::prefix(value),
         "RegularExpression" => PathRule::Regex(whole(value)?),
         other => return Err(format!("path match of type {other:?} is not supported")),
@@ -466,13 +471,19 @@ fn timeouts(rule: &HttpRouteRule) -> Result<Policy, String> {
         let parsed = text
             .as_deref()
             .map(|text| duration(text).ok_or_else(|| format!("timeout {text:?}")));
-        // Zero switches a timeout off.
-        Ok::<_, String>(parsed.transpose()?.filter(|d| !d.is_zero()))
+        parsed.transpose()
     };
     let (request, backend) = (parse(&wanted.request)?, parse(&wanted.backend_request)?);
-    let total = request.into_iter().chain(backend).min();
+    let said = request.into_iter().chain(backend);
+    // Zero switches a timeout off.
+    let total = said.clone().filter(|said| !said.is_zero()).min();
     Ok(Policy {
         total_timeout: total,
+        // Who says how long an exchange may take, or that it may take for ever, has said it of its silent times too.
+        read_timeout: match said.count() {
+            0 => Patience::OfNode,
+            _ => Patience::Endless,
+        },
         ..Policy::default()
     })
 }
@@ -500,7 +511,7 @@ impl Findings {
         let mut conditions = Vec::new();
         let message = self.unsupported.join("; ");
         if !self.unsupported.is_empty() && accepted.status {
-            if self.unsupported.len() >= self.rules {
+            if self.lost >= self.rules {
                 conditions.push(Fact::new("Accepted", false, "UnsupportedValue", message));
             } else {
                 conditions.push(accepted);

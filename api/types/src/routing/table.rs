@@ -15,6 +15,7 @@ use regex::Regex;
 
 use super::Key;
 use super::origin::Origin;
+use super::path::{PathChange, PathRule};
 
 /// What is served on each port.
 #[derive(Clone, Debug, Default)]
@@ -29,9 +30,18 @@ pub struct Door {
     pub(super) routes: HostMap,
     pub(super) fallbacks: HostMap,
     /// By name of the server as clients ask for it; the first for a name wins.
-    pub certificates: Vec<(HostPattern, Key)>,
+    pub(super) certificates: Vec<Shown>,
     /// A request whose server name and `Host` lead to different listeners is answered 421.
     pub(super) scopes: Vec<HostPattern>,
+}
+
+/// A certificate, and for whom.
+#[derive(Clone, Debug)]
+pub(super) struct Shown {
+    pub(super) host: HostPattern,
+    /// As a route's.
+    pub(super) deep: bool,
+    pub(super) secret: Key,
 }
 
 /// Lower case.
@@ -62,14 +72,6 @@ pub struct Route {
     /// Hosts that a more specific listener of the same Gateway takes for itself.
     pub(super) not_for: Arc<Vec<HostPattern>>,
     pub action: Arc<Action>,
-}
-
-#[derive(Clone, Debug)]
-pub enum PathRule {
-    Exact(String),
-    /// Element by element, without a slash at the end: `` is everything.
-    Prefix(String),
-    Regex(Regex),
 }
 
 #[derive(Clone, Debug)]
@@ -153,13 +155,15 @@ pub struct Redirect {
     pub code: StatusCode,
 }
 
-#[derive(Clone, Debug)]
-pub enum PathChange {
-    Full(String),
-    /// Instead of the prefix that matched.
-    Prefix(String),
-    /// Groups of the route's expression: `/${2}`.
-    Groups(String),
+/// How long one step may take.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Patience {
+    /// What the node takes for everybody.
+    #[default]
+    OfNode,
+    Within(Duration),
+    /// The author of the route wants no bound of its own for it.
+    Endless,
 }
 
 /// Bounds of one route. `None` is the node's default.
@@ -168,7 +172,7 @@ pub struct Policy {
     /// Largest request body; 0 is without bound.
     pub body_limit: Option<u64>,
     /// Until the backend's answer begins, and between two pieces of it.
-    pub read_timeout: Option<Duration>,
+    pub read_timeout: Patience,
     /// Between two pieces of the request's body.
     pub send_timeout: Option<Duration>,
     /// The whole exchange.
@@ -185,6 +189,7 @@ pub struct Policy {
 pub struct Asked<'a> {
     /// Lower case, without port.
     pub host: &'a str,
+    /// As [`super::path`] compares it.
     pub path: &'a str,
     pub query: &'a str,
     pub method: &'a Method,
@@ -342,13 +347,13 @@ impl Door {
     /// The Secret for a server name: exact names first, then wildcards, then what is for everybody.
     pub fn certificate(&self, name: Option<&str>) -> impl Iterator<Item = &Key> {
         let name = name.unwrap_or_default().to_ascii_lowercase();
-        let mut found: Vec<_> = self
-            .certificates
-            .iter()
-            .filter(|(pattern, _)| pattern.matches_name(&name))
-            .collect();
-        found.sort_by_key(|(pattern, _)| Reverse(pattern.rank()));
-        found.into_iter().map(|(_, key)| key)
+        let is_for = |shown: &&Shown| match shown.deep {
+            true => shown.host.matches(&name),
+            false => shown.host.matches_name(&name),
+        };
+        let mut found: Vec<&Shown> = self.certificates.iter().filter(is_for).collect();
+        found.sort_by_key(|shown| Reverse(shown.host.rank()));
+        found.into_iter().map(|shown| &shown.secret)
     }
 
     /// Was a TLS connection for `name` opened to another listener than the one that serves `host`? Then the client reuses
@@ -418,24 +423,6 @@ impl Route {
     }
 }
 
-// === impl PathRule ===
-
-impl PathRule {
-    pub fn prefix(path: &str) -> Self {
-        Self::Prefix(path.trim_end_matches('/').to_owned())
-    }
-
-    pub fn matches(&self, path: &str) -> bool {
-        match self {
-            Self::Exact(exact) => path == exact,
-            Self::Prefix(prefix) => path
-                .strip_prefix(prefix.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-            Self::Regex(regex) => regex.is_match(path),
-        }
-    }
-}
-
 // === impl TextRule ===
 
 impl TextRule {
@@ -443,40 +430,6 @@ impl TextRule {
         match self {
             Self::Exact(exact) => exact == text,
             Self::Regex(regex) => regex.is_match(text),
-        }
-    }
-}
-
-// === impl PathChange ===
-
-impl PathChange {
-    /// The path a request that matched `rule` gets.
-    pub fn apply(&self, rule: &PathRule, path: &str) -> String {
-        match (self, rule) {
-            (Self::Full(full), _) => full.clone(),
-            (Self::Groups(replacement), PathRule::Regex(regex)) => {
-                let Some(groups) = regex.captures(path) else {
-                    return path.to_owned();
-                };
-                let mut out = String::new();
-                groups.expand(replacement, &mut out);
-                if out.starts_with('/') {
-                    out
-                } else {
-                    format!("/{out}")
-                }
-            }
-            (Self::Groups(replacement), _) => replacement.clone(),
-            (Self::Prefix(new), PathRule::Prefix(old)) => {
-                let rest = path.strip_prefix(old.as_str()).unwrap_or(path);
-                let new = new.trim_end_matches('/');
-                match (new, rest) {
-                    ("", "") => "/".to_owned(),
-                    (new, "") => new.to_owned(),
-                    (new, rest) => format!("{new}{rest}"),
-                }
-            }
-            (Self::Prefix(_), _) => path.to_owned(),
         }
     }
 }
@@ -515,29 +468,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prefixes_go_by_element() {
-        // The table of the Ingress documentation.
-        let cases = [
-            ("/", "/any/path", true),
-            ("/foo", "/foo", true),
-            ("/foo", "/foo/", true),
-            ("/foo/", "/foo", true),
-            ("/foo/", "/foo/", true),
-            ("/aaa/bb", "/aaa/bbb", false),
-            ("/aaa/bbb", "/aaa/bbb", true),
-            ("/aaa/bbb/", "/aaa/bbb", true),
-            ("/aaa/bbb", "/aaa/bbb/", true),
-            ("/aaa/bbb", "/aaa/bbb/ccc", true),
-            ("/aaa/bbb", "/aaa/bbbxyz", false),
-            ("/aaa/bbb", "/ccc", false),
-        ];
-        for (prefix, path, expected) in cases {
-            let matched = PathRule::prefix(prefix).matches(path);
-            assert_eq!(matched, expected, "{prefix} and {path}");
-        }
-    }
-
-    #[test]
     fn hosts_intersect_in_the_more_specific_one() {
         let of = |a: &str, b: &str| {
             let both = HostPattern::parse(Some(a)).intersection(&HostPattern::parse(Some(b)));
@@ -557,27 +487,6 @@ mod tests {
         assert_eq!(of("a.com", "b.com"), None);
         let wild = HostPattern::parse(Some("*.example.com"));
         assert!(wild.matches("a.b.example.com") && !wild.matches_name("a.b.example.com"));
-    }
-
-    #[test]
-    fn paths_are_rewritten() {
-        let prefix = PathRule::prefix("/foo");
-        let cases = [
-            ("/xyz", "/foo/bar", "/xyz/bar"),
-            ("/xyz/", "/foo/bar", "/xyz/bar"),
-            ("/xyz", "/foo", "/xyz"),
-            ("/", "/foo", "/"),
-            ("/", "/foo/", "/"),
-            ("", "/foo/bar", "/bar"),
-        ];
-        for (new, path, expected) in cases {
-            let change = PathChange::Prefix(new.to_owned());
-            assert_eq!(change.apply(&prefix, path), expected, "{new} for {path}");
-        }
-        let regex = PathRule::Regex(Regex::new("(?i)^/something(/|$)(.*)").unwrap());
-        let change = PathChange::Groups("/${2}".to_owned());
-        assert_eq!(change.apply(&regex, "/something/new"), "/new");
-        assert_eq!(change.apply(&regex, "/something"), "/");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Whole objects through the compiler, and requests through the table that comes of them.
 
+mod unsupported;
+
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
-use super::table::{Asked, Filter, HostPattern, Route, Target};
+use super::table::{Asked, Filter, Route, Target};
 use super::{Compiled, Key, Secret, World, compile};
 
 fn object<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
@@ -434,36 +436,6 @@ fn matches_have_the_precedence_of_the_specification() {
 }
 
 #[test]
-fn what_is_not_supported_fails_its_requests_and_says_so() {
-    let rules = json!([
-        {"matches": [{"path": {"value": "/x"}}], "filters": [{"type": "ExtensionRef"}], "backendRefs": refs("web")},
-        {"backendRefs": refs("web")},
-    ]);
-    let listeners = json!([
-        {"name": "web", "port": 80, "protocol": "HTTP"},
-        {"name": "raw", "port": 81, "protocol": "TCP"},
-    ]);
-    let compiled = compile(&gateways(
-        listeners,
-        &[route("r", "infra", json!({"rules": rules}))],
-    ));
-    assert_eq!(
-        said(&compiled, 0)[1],
-        "PartiallyInvalid=true UnsupportedValue"
-    );
-    assert_eq!(goes(&compiled, "h", "/x"), "500 Internal Server Error");
-    assert_eq!(goes(&compiled, "h", "/"), "web");
-    assert_eq!(
-        compiled.gateways[0].conditions[0].reason,
-        "ListenersNotValid"
-    );
-    assert_eq!(
-        compiled.gateways[0].listeners[1].conditions[0].reason,
-        "UnsupportedProtocol"
-    );
-}
-
-#[test]
 fn a_connection_for_one_listener_does_not_serve_another() {
     let tls = |name: &str, host: &str| {
         json!({"name": name, "port": 443, "protocol": "HTTPS", "hostname": host,
@@ -479,10 +451,12 @@ fn a_connection_for_one_listener_does_not_serve_another() {
     assert!(!door.is_misdirected("a.com", "a.com"));
     assert!(!door.is_misdirected("x.b.com", "y.b.com"));
     assert!(door.is_misdirected("a.com", "x.b.com"));
-    assert_eq!(
-        door.certificates[0].0,
-        HostPattern::Exact("a.com".to_owned())
-    );
+    // A wildcard of a listener stands for any number of labels, as its routes have it.
+    let cert = Key::new("infra", "cert");
+    for name in ["a.com", "x.b.com", "x.y.b.com"] {
+        assert_eq!(door.certificate(Some(name)).next(), Some(&cert), "{name}");
+    }
+    assert_eq!(door.certificate(Some("b.com")).next(), None);
 }
 
 #[test]

@@ -196,3 +196,50 @@ async fn a_gateway_opens_ports_of_its_own_and_bounds_a_whole_exchange() {
     assert_eq!(status(&answer), "504");
     rig.network.shutdown(Duration::ZERO).await;
 }
+
+#[tokio::test]
+async fn a_route_that_says_how_long_it_may_take_is_not_cut_off_by_the_nodes_default() {
+    let mut rig = Rig::limits(|limits| limits.read = Duration::from_millis(50));
+    let late = guests::pod(&rig.network, "late");
+    let guest = Guest(|_| async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let (pieces, rest) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            drop(pieces.send(bytes::Bytes::from_static(b"late")).await);
+        });
+        let rest = futures::stream::unfold(rest, |mut rest| async {
+            let piece = rest.recv().await?;
+            Some((Ok(http_body::Frame::data(piece)), rest))
+        });
+        let body = http_body_util::StreamBody::new(rest);
+        Ok(Response::new(body.boxed_unsync()))
+    });
+    let _serving = late.serve_http(Ports::All, Arc::new(guest)).unwrap();
+    rig.service("late", &[&late]);
+    let within = |path: &str, timeouts: Value| json!({"matches": at(path), "backendRefs": to("late"), "timeouts": timeouts});
+    rig.route(
+        80,
+        json!([
+            within("/long", json!({"request": "5s"})),
+            within("/never", json!({"request": "0s"})),
+            within("/backend", json!({"backendRequest": "5s"})),
+            within(
+                "/short",
+                json!({"request": "0s", "backendRequest": "100ms"})
+            ),
+            within("/default", json!({})),
+        ]),
+    );
+    let address = rig.http().await;
+    for path in ["/long", "/never", "/backend"] {
+        let answer = curl(address, &get("g", path)).await;
+        assert_eq!(status(&answer), "200", "{path}");
+        assert!(answer.contains("late"), "{path}: {answer}");
+    }
+    for path in ["/short", "/default"] {
+        let answer = curl(address, &get("g", path)).await;
+        assert_eq!(status(&answer), "504", "{path}");
+    }
+    rig.network.shutdown(Duration::ZERO).await;
+}

@@ -2,7 +2,6 @@
 
 mod clients;
 mod data_dir;
-mod duration;
 mod node;
 mod progress;
 mod server;

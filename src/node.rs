@@ -14,10 +14,10 @@ use host::{Labels, Taints};
 use ipnet::Ipv4Net;
 use types::well_known::TUNNEL_PORT;
 
+use crate::data_dir;
 use crate::progress::Progress;
 use crate::signals::{cut_off, interrupted, uninterrupted};
 use crate::up::bundled;
-use crate::{data_dir, duration};
 
 #[derive(clap::Args)]
 #[group(skip)]
@@ -79,10 +79,10 @@ pub(crate) struct Args {
     service_cidr: Ipv4Net,
     /// How long pods have to end when the node is told to stop. 0: they are not ended for good but go on when the node is
     /// started again
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = types::duration::parse)]
     shutdown_grace_period: Duration,
     /// How long to ask certificates for, at least 10 minutes
-    #[arg(long, value_name = "TIME", value_parser = duration::parse, hide = true)]
+    #[arg(long, value_name = "TIME", value_parser = types::duration::parse, hide = true)]
     certificate_lifetime: Option<Duration>,
 }
 

@@ -16,7 +16,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use rand::RngExt as _;
 use types::well_known::{NAMESPACE_DEFAULT, NAMESPACE_SYSTEM};
 
-use crate::{data_dir, duration, progress};
+use crate::{data_dir, progress};
 
 const SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
 const PREFIX: &str = "bootstrap-token-";
@@ -53,7 +53,7 @@ enum Command {
 #[derive(clap::Args)]
 struct Create {
     /// How long the token lets machines join, such as 2h; 0s means until it is deleted
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = types::duration::parse)]
     ttl: Duration,
     /// What it is for, shown by `coracle token list`
     #[arg(long, value_name = "TEXT")]

@@ -26,10 +26,10 @@ use kube::api::Api;
 use types::well_known::{GROUP_NODES, TUNNEL_PORT};
 
 use crate::clients::{self, client};
+use crate::data_dir;
 use crate::data_dir::Claim;
 use crate::progress::Progress;
 use crate::signals::{cut_off, uninterrupted};
-use crate::{data_dir, duration};
 
 /// How long a drain may take before what is left is cut off.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -57,7 +57,7 @@ pub(crate) struct Args {
     exit_when_ready: bool,
 
     /// How long --exit-when-ready waits, such as 90s or 5m.
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = types::duration::parse)]
     timeout: Duration,
 }
 

@@ -107,19 +107,13 @@ impl TypedValueParser for StoreParser {
     }
 }
 
-/// `8760h`, `10m`, `40s`: at least a second.
+/// At least a second.
 fn lifetime(text: &str) -> Result<Duration, String> {
-    let number = |unit: char, factor: u64| {
-        let digits = text.strip_suffix(unit)?;
-        digits.parse::<u64>().ok()?.checked_mul(factor)
-    };
-    let seconds = number('s', 1)
-        .or_else(|| number('m', 60))
-        .or_else(|| number('h', 3_600));
-    let seconds = seconds.filter(|seconds| *seconds > 0);
-    seconds
-        .map(Duration::from_secs)
-        .ok_or_else(|| format!("{text:?} is no span of time such as 8760h, 10m or 40s"))
+    let span = types::duration::parse(text).map_err(|wrong| wrong.to_string())?;
+    if span < Duration::from_secs(1) {
+        return Err("it is less than a second".to_owned());
+    }
+    Ok(span)
 }
 
 /// Port 0: the one that the server listens on.
@@ -176,6 +170,7 @@ mod tests {
         for (text, seconds) in [
             ("8760h", Some(365 * 86_400)),
             ("40s", Some(40)),
+            ("1h30m", Some(5_400)),
             ("0s", None),
             ("1d", None),
         ] {

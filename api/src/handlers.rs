@@ -140,7 +140,7 @@ async fn answer(
     if info.is_long_running() {
         return route(api, parts, query, info, &user, body).await;
     }
-    let deadline = deadline(query);
+    let deadline = deadline(query)?;
     let work = async {
         // A body that does not come must not take the room of those that are there.
         let (body, arrived) = if matches!(parts.method, Method::GET | Method::HEAD) {
@@ -176,20 +176,19 @@ async fn surely<T>(api: &Api, ask: impl Fn() -> Result<T, Error>) -> Result<T, E
 }
 
 /// `?timeout=10s`, never more than a minute.
-fn deadline(query: &Query) -> Duration {
-    let wanted = query.first("timeout").and_then(|text| {
-        let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
-        let number: u64 = number.parse().ok()?;
-        match unit {
-            "ms" => Some(Duration::from_millis(number)),
-            "s" => Some(Duration::from_secs(number)),
-            "m" | "m0s" => number.checked_mul(60).map(Duration::from_secs),
-            _ => None,
-        }
-    });
-    wanted
-        .filter(|wanted| !wanted.is_zero())
-        .map_or(DEADLINE, |wanted| wanted.min(DEADLINE))
+fn deadline(query: &Query) -> Result<Duration, Error> {
+    let wanted = match query.first("timeout") {
+        None | Some("") => Duration::ZERO,
+        Some(text) => types::duration::parse(text).map_err(|wrong| {
+            let text = format!("invalid timeout specified in the request URL - {wrong}");
+            Error::bad_request(text)
+        })?,
+    };
+    Ok(if wanted.is_zero() {
+        DEADLINE
+    } else {
+        wanted.min(DEADLINE)
+    })
 }
 
 async fn route(
@@ -331,5 +330,32 @@ impl Api {
             .wait_for(revision, deadline)
             .await
             .map_err(|current| Error::resource_version_too_large(revision, current))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_may_ask_for_less_than_a_minute_as_go_writes_it() {
+        let of = |raw: &str| deadline(&Query::parse(raw));
+        for (raw, seconds) in [
+            ("", 60),
+            ("timeout=", 60),
+            ("timeout=0s", 60),
+            ("timeout=10s", 10),
+            ("timeout=0.5m", 30),
+            ("timeout=1m30s", 60),
+            ("timeout=1000000h", 60),
+        ] {
+            let deadline = of(raw).expect("a span of time");
+            assert_eq!(deadline, Duration::from_secs(seconds), "{raw}");
+        }
+        let refused = of("timeout=30").expect_err("no unit");
+        assert_eq!(
+            refused.message,
+            "invalid timeout specified in the request URL - time: missing unit in duration \"30\""
+        );
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use types::duration::within;
 
 use crate::controllers::service_load_balancer::Pool;
 
@@ -28,7 +29,7 @@ pub struct Args {
     pub node_cidr_mask_size: u8,
 
     /// How long a node may be silent before it counts as lost, such as 40s
-    #[arg(long, value_name = "TIME", default_value = "40s", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "40s", value_parser = within(SHORTEST_GRACE, LONGEST_GRACE))]
     pub node_monitor_grace_period: Duration,
 
     /// Addresses that Services of type LoadBalancer get, such as 192.0.2.10-192.0.2.20,192.0.2.64/28; a node answers on
@@ -44,24 +45,8 @@ const CLUSTER_CIDR: Ipv4Net = match Ipv4Net::new(std::net::Ipv4Addr::new(100, 64
 };
 const NODE_MASK: u8 = 18;
 const GRACE: Duration = Duration::from_secs(40);
-
-/// `40s`, `2m`: whole seconds, at least one.
-fn seconds(text: &str) -> Result<Duration, String> {
-    let number = |digits: &str, factor: u64| {
-        digits
-            .parse()
-            .ok()
-            .and_then(|n: u64| n.checked_mul(factor))
-            .filter(|n| (1..=86_400).contains(n))
-            .map(Duration::from_secs)
-    };
-    let parsed = match (text.strip_suffix('s'), text.strip_suffix('m')) {
-        (Some(digits), _) => number(digits, 1),
-        (_, Some(digits)) => number(digits, 60),
-        _ => None,
-    };
-    parsed.ok_or_else(|| format!("{text:?} is not between 1s and a day, such as 40s or 2m"))
-}
+const SHORTEST_GRACE: Duration = Duration::from_secs(1);
+const LONGEST_GRACE: Duration = Duration::from_secs(86_400);
 
 // === impl Args ===
 
@@ -98,10 +83,15 @@ mod tests {
             .expect("a time")
             .args;
         assert_eq!(args.node_monitor_grace_period, Duration::from_secs(4));
+        let args = Line::try_parse_from(["x", "--node-monitor-grace-period", "1h30m"])
+            .expect("a time as Go writes it")
+            .args;
+        assert_eq!(args.node_monitor_grace_period, Duration::from_secs(5_400));
         for bad in [
             "0s",
             "4",
             "-1s",
+            "25h",
             "99999999999999999999s",
             "18446744073709551615m",
         ] {

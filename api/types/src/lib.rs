@@ -2,6 +2,7 @@
 
 pub mod certificate;
 pub mod condition;
+pub mod duration;
 pub mod error;
 pub mod listeners;
 pub mod pod;

@@ -33,6 +33,7 @@ use http::{Method, Request};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::admission::TolerationSeconds;
 use crate::auth::{Access, User};
@@ -70,6 +71,10 @@ pub struct Api {
     pub metrics: Metrics,
     /// Cancelled when the server begins to drain: watches end, readiness fails.
     pub stopping: CancellationToken,
+    /// What goes on behind an answer: streams, links. The server's end waits for them.
+    pub tasks: TaskTracker,
+    /// Cancelled when the drain has taken too long: whatever is left ends.
+    pub cut_off: CancellationToken,
     pub room: Room,
 }
 

@@ -26,6 +26,8 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use types::error::chain;
 use types::well_known::{
     GROUP_MASTERS, GROUP_NODES, LINK_ENDPOINT, LINK_PATH, LINK_PROTOCOL, LINK_TUNNEL,
 };
@@ -136,17 +138,19 @@ pub(crate) async fn serve(
                     30,
                 ));
             }
-            tokio::spawn(hold(Arc::clone(api), name.to_owned(), upgrade, user.until));
+            let hold = hold(Arc::clone(api), name.to_owned(), upgrade, user.until);
+            api.tasks.spawn(hold);
         }
         Ask::Connect(name) => {
             let relayed = Links::relay(&api.links, &user.name)?;
             let there = api.links.open(name, LINK_TUNNEL).await;
             let there = there.map_err(|why| Error::new(Reason::ServiceUnavailable, why))?;
             let stopping = api.stopping.clone();
-            tokio::spawn(async move {
-                join(upgrade, there, stopping).await;
+            let work = async move {
+                join(upgrade, there).await;
                 drop(relayed);
-            });
+            };
+            api.tasks.spawn(stopping.run_until_cancelled_owned(work));
         }
     }
     let mut reply = Reply::text(StatusCode::SWITCHING_PROTOCOLS, Bytes::new());
@@ -159,23 +163,31 @@ pub(crate) async fn serve(
 
 /// What drives one link: streams would keep it open though nobody here holds it any more.
 #[derive(Clone)]
-struct Tasks(CancellationToken);
+struct Tasks {
+    end: CancellationToken,
+    tasks: TaskTracker,
+}
 
 impl<F> Executor<F> for Tasks
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, task: F) {
-        tokio::spawn(self.0.clone().run_until_cancelled_owned(task));
+        self.tasks
+            .spawn(self.end.clone().run_until_cancelled_owned(task));
     }
 }
 
 /// Keeps a node's link until it breaks, is replaced, the node's certificate ends, or the server stops.
 async fn hold(api: Arc<Api>, node: String, upgrade: OnUpgrade, until: Option<Timestamp>) {
-    let Ok(Ok(io)) = timeout(HANDSHAKE, upgrade).await else {
+    let upgrade = api.stopping.run_until_cancelled(upgrade);
+    let Ok(Some(Ok(io))) = timeout(HANDSHAKE, upgrade).await else {
         return;
     };
-    let tasks = Tasks(CancellationToken::new());
+    let tasks = Tasks {
+        end: api.cut_off.child_token(),
+        tasks: api.tasks.clone(),
+    };
     let mut builder = http2::Builder::new(tasks.clone());
     builder
         .timer(TokioTimer::new())
@@ -184,7 +196,8 @@ async fn hold(api: Arc<Api>, node: String, upgrade: OnUpgrade, until: Option<Tim
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    let Ok(Ok((sender, connection))) = timeout(HANDSHAKE, builder.handshake(io)).await else {
+    let shake = api.stopping.run_until_cancelled(builder.handshake(io));
+    let Ok(Some(Ok((sender, connection)))) = timeout(HANDSHAKE, shake).await else {
         tracing::debug!(%node, "A node's link did not begin");
         return;
     };
@@ -196,27 +209,23 @@ async fn hold(api: Arc<Api>, node: String, upgrade: OnUpgrade, until: Option<Tim
         () = end.cancelled() => {}
         () = handlers::passed(until) => {
             tracing::info!(%node, "The certificate that a node's link began with has ended");
-            tasks.0.cancel();
+            tasks.end.cancel();
         }
         ended = connection => if let Err(error) = ended {
-            tracing::info!(%node, %error, "A node's link broke");
+            tracing::info!(%node, error = %chain(&error), "A node's link broke");
         },
     }
     api.links.remove(&node, number);
 }
 
 /// Two streams, end to end, until one of them ends.
-async fn join(upgrade: OnUpgrade, there: Upgraded, stopping: CancellationToken) {
+async fn join(upgrade: OnUpgrade, there: Upgraded) {
     let Ok(Ok(here)) = timeout(HANDSHAKE, upgrade).await else {
         return;
     };
     let (mut here, mut there) = (TokioIo::new(here), TokioIo::new(there));
-    tokio::select! {
-        biased;
-        () = stopping.cancelled() => {}
-        // Whatever broke is for those at the ends to notice.
-        _ = tokio::io::copy_bidirectional(&mut here, &mut there) => {}
-    }
+    // Whatever broke is for those at the ends to notice.
+    let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
 }
 
 // === impl Links ===

@@ -29,6 +29,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use types::error::chain;
 
 use self::activity::Activity;
 use self::backing::Certificates;
@@ -204,6 +205,8 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         streams: Streams::default(),
         metrics: Metrics::default(),
         stopping: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        cut_off: CancellationToken::new(),
         room: Room::default(),
     });
     furniture::place(&api, &pki, service).await?;
@@ -212,12 +215,12 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         false => None,
     };
     let handle = Handle {
+        tasks: api.tasks.clone(),
+        cut_off: api.cut_off.clone(),
         api,
         pki,
         local,
         kubeconfig: config.kubeconfig,
-        tasks: TaskTracker::new(),
-        cut_off: CancellationToken::new(),
         drain: config.drain,
     };
     if !handle.kubeconfig.as_os_str().is_empty() {
@@ -425,14 +428,14 @@ impl Acceptor {
                     let acceptor = self.clone();
                     self.tasks.spawn(async move {
                         if let Err(error) = acceptor.serve(stream, peer.ip()).await {
-                            tracing::debug!(%peer, error = %error, "Connection failed");
+                            tracing::debug!(%peer, error = %chain(&*error), "Connection failed");
                         }
                         drop(permit);
                     });
                 }
                 // Out of file descriptors, most likely: waiting is all there is.
                 Err(error) => {
-                    tracing::warn!(%error, "Could not accept a connection");
+                    tracing::warn!(error = %chain(&error), "Could not accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use types::error::chain;
 use types::well_known::{HEADER_ACCEPTED_PROTOCOLS, HEADER_STREAM_PROTOCOL};
 
 use crate::handlers::Api;
@@ -126,21 +127,20 @@ pub(crate) fn join(
     let mut reply = Reply::text(StatusCode::SWITCHING_PROTOCOLS, bytes::Bytes::new());
     reply.headers = passed(response.headers());
     let there = hyper::upgrade::on(&mut response);
-    let stopping = api.stopping.clone();
-    tokio::spawn(async move {
+    let work = async move {
         let _place = place;
         let both = timeout(BEGIN, async { tokio::try_join!(wanted.client, there) });
         let (here, there) = match both.await {
             Ok(Ok(both)) => both,
-            Ok(Err(error)) => return tracing::debug!(%error, "A stream did not begin"),
+            Ok(Err(error)) => {
+                return tracing::debug!(error = %chain(&error), "A stream did not begin");
+            }
             Err(_) => return tracing::debug!("A stream did not begin in time"),
         };
-        tokio::select! {
-            biased;
-            () = stopping.cancelled() => {}
-            () = carry(here, there) => {}
-        }
-    });
+        carry(here, there).await;
+    };
+    let stopping = api.stopping.clone();
+    api.tasks.spawn(stopping.run_until_cancelled_owned(work));
     reply
 }
 

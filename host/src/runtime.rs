@@ -37,6 +37,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
@@ -79,6 +80,7 @@ pub struct Running {
     handler: Option<Arc<dyn HttpHandler>>,
     /// Keeps it findable: the next pod of this image takes the same one instead of mapping the code again.
     _component: Arc<Component>,
+    tasks: TaskTracker,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -248,6 +250,8 @@ struct Shared {
     compiling: Semaphore,
     // Locked to find an entry; the entry's own lock makes concurrent loads of one digest wait for the first.
     components: Mutex<HashMap<String, Slot>>,
+    /// Every task that runs a guest, or ends one.
+    tasks: TaskTracker,
 }
 
 type Slot = Arc<tokio::sync::Mutex<Weak<Component>>>;
@@ -274,6 +278,7 @@ impl Runtime {
                 cache,
                 compiling: Semaphore::new(COMPILING),
                 components: Mutex::new(HashMap::new()),
+                tasks: TaskTracker::new(),
             }),
             timeout: REQUEST_TIMEOUT,
         })
@@ -342,13 +347,15 @@ impl Runtime {
         let (loaded, shared) = (Arc::clone(&component.loaded), Arc::clone(&self.shared));
         let handler: Option<Arc<dyn HttpHandler>> = match component.world {
             World::Http02 => {
+                let tasks = shared.tasks.clone();
                 let handler = http::Handler::new(Arc::clone(&state), loaded, shared, reuse);
-                tokio::spawn(Arc::clone(&handler).rehearse());
+                tasks.spawn(Arc::clone(&handler).rehearse());
                 Some(handler)
             }
             World::Http03 => {
+                let tasks = shared.tasks.clone();
                 let handler = service::Handler::new(Arc::clone(&state), loaded, shared, reuse);
-                tokio::spawn(Arc::clone(&handler).rehearse());
+                tasks.spawn(Arc::clone(&handler).rehearse());
                 Some(handler)
             }
             World::Command02 | World::Command03 => {
@@ -364,7 +371,20 @@ impl Runtime {
             state,
             handler,
             _component: Arc::clone(component),
+            tasks: self.shared.tasks.clone(),
         })
+    }
+
+    /// Waits, at most `deadline`, until no guest runs any more: their workloads have been stopped.
+    pub async fn shutdown(&self, deadline: Duration) {
+        self.shared.tasks.close();
+        if tokio::time::timeout(deadline, self.shared.tasks.wait())
+            .await
+            .is_err()
+        {
+            let left = self.shared.tasks.len();
+            tracing::warn!(left, "Guests did not end in time");
+        }
     }
 
     /// Starts a process beside a workload: it sees the same network and the same mounts (and its own), and what it uses
@@ -403,6 +423,7 @@ impl Runtime {
             state,
             handler: None,
             _component: Arc::clone(component),
+            tasks: self.shared.tasks.clone(),
         })
     }
 }
@@ -430,7 +451,7 @@ impl Running {
     pub fn stop(&self, grace: Duration) {
         let state = Arc::clone(&self.state);
         let serves = self.handler.is_some();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let exit = if serves {
                 workload::killed(if state.drain(grace).await { 0 } else { 137 })
             } else {

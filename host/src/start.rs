@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use types::error::chain;
 use types::well_known::{ANNOTATION_TUNNEL, TUNNEL_RELAY};
 
 use crate::images::{Images, OpenError};
@@ -83,12 +84,12 @@ pub struct Config {
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("data directory {path} cannot be used: {source}")]
+    #[error("data directory {path} cannot be used")]
     DataDir {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("the node endpoint cannot listen on {address}: {source}")]
+    #[error("the node endpoint cannot listen on {address}")]
     Listen {
         address: SocketAddr,
         source: std::io::Error,
@@ -124,6 +125,7 @@ pub struct Handle {
     stop: CancellationToken,
     pods: TaskTracker,
     tasks: TaskTracker,
+    runtime: Runtime,
     _logs: WriterThread,
 }
 
@@ -131,6 +133,8 @@ pub struct Handle {
 const TELL: Duration = Duration::from_secs(3);
 /// For what is in flight when the pods are gone.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long what was told to end may take to do so.
+const END: Duration = Duration::from_secs(2);
 /// Streams over links that wait to be taken.
 const LINKED: usize = 64;
 /// Longest that containers are given when the process ends; their own grace may be shorter.
@@ -224,6 +228,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         .toolbox
         .map(|toolbox| Shelf::new(toolbox, runtime.clone(), pods_directory.clone()));
     let known = Known::with(shelf);
+    let running = runtime.clone();
     let linked = keep_links(&config, &network, &tasks, &stop);
     tasks.spawn(serve::run(
         listener,
@@ -274,6 +279,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         stop,
         pods: pod_tasks,
         tasks,
+        runtime: running,
         _logs: log_thread,
     })
 }
@@ -440,7 +446,7 @@ fn services(
     .take_until(stop.cancelled_owned());
     tasks.spawn(Box::pin(watch.for_each(|event| async move {
         if let Err(error) = event {
-            tracing::warn!(%error, "Failed to watch services");
+            tracing::warn!(error = %chain(&error), "Failed to watch services");
         }
     })));
     store
@@ -461,7 +467,7 @@ fn raise_descriptor_limit() {
         && soft < hard
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
     {
-        tracing::debug!(%error, "Could not raise the limit of open files");
+        tracing::debug!(error = %chain(&error), "Could not raise the limit of open files");
     }
 }
 
@@ -542,6 +548,10 @@ impl Handle {
         }
         self.stop.cancel();
         self.tasks.close();
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.tasks.wait()).await;
+        if tokio::time::timeout(END, self.tasks.wait()).await.is_err() {
+            let left = self.tasks.len();
+            tracing::warn!(left, "Some tasks of the node did not end in time");
+        }
+        self.runtime.shutdown(END).await;
     }
 }

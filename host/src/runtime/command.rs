@@ -32,6 +32,7 @@ pub(super) fn spawn(
     shared: Arc<Shared>,
     place: OwnedSemaphorePermit,
 ) {
+    let tasks = shared.tasks.clone();
     let task = async move {
         let watch = Watch(Arc::clone(&state));
         let meter = Arc::clone(&state.template.meter);
@@ -47,7 +48,7 @@ pub(super) fn spawn(
         state.end(exit.unwrap_or_else(|| killed(137)));
         drop(watch);
     };
-    tokio::spawn(task);
+    tasks.spawn(task);
 }
 
 /// A host function that panics must not leave its workload running for ever in the books.

@@ -125,7 +125,7 @@ impl Handler {
                     Ok(Ok(response)) => {
                         let read = CancellationToken::new();
                         let body = Read::wrap(&read, response);
-                        tokio::spawn(Arc::clone(&self).linger(guest, read));
+                        self.shared.tasks.spawn(Arc::clone(&self).linger(guest, read));
                         return Ok(body);
                     }
                     Ok(Err(code)) => return self.finished(Ok(()), Some(Err(code))),
@@ -271,19 +271,20 @@ impl Handler {
             since: Instant::now(),
         });
         if !std::mem::replace(&mut instances.reaped, true) {
-            tokio::spawn(reap(Arc::downgrade(self)));
+            let killed = self.state.killed.clone();
+            self.shared.tasks.spawn(reap(Arc::downgrade(self), killed));
         }
     }
 }
 
-/// Drops instances nobody used for [`IDLE`]; ends when none is left.
-async fn reap(handler: std::sync::Weak<Handler>) {
+/// Drops instances nobody used for [`IDLE`], all of them when the workload is over; ends when none is left.
+async fn reap(handler: std::sync::Weak<Handler>, killed: CancellationToken) {
     loop {
-        tokio::time::sleep(IDLE).await;
+        let _ = killed.run_until_cancelled(tokio::time::sleep(IDLE)).await;
         let Some(handler) = handler.upgrade() else {
             return;
         };
-        let dead = handler.state.killed.is_cancelled();
+        let dead = killed.is_cancelled();
         let now = Instant::now();
         let mut old = Vec::new();
         let mut instances = handler.idle.lock().unwrap_or_else(PoisonError::into_inner);

@@ -187,7 +187,9 @@ impl Handler {
         // The channel is new and has room for one.
         let _ = calls.try_send(call(&load, request, answer, permit));
         let work = Arc::clone(self).work(receiver, Arc::clone(&load));
-        tokio::spawn(Arc::clone(self).supervise(work, Arc::clone(&load)));
+        self.shared
+            .tasks
+            .spawn(Arc::clone(self).supervise(work, Arc::clone(&load)));
         workers.push(Worker {
             calls,
             load: Arc::clone(&load),

@@ -256,3 +256,20 @@ async fn a_mount_that_is_not_there_is_named() {
     };
     assert_eq!(error.to_string(), "mount /nowhere/at/all at /data");
 }
+
+#[tokio::test]
+async fn a_runtime_has_ended_when_its_guests_have() {
+    let runtime = runtime();
+    let pod = Pod::new();
+    let running = start(&runtime, "hog", pod.workload(&["hog", "cpu"])).await;
+    let web = start(&runtime, "hello-http", pod.workload(&["hello-http"])).await;
+    let handler = web.http().expect("it answers HTTP");
+    let answer = handler.handle(get("/")).await.expect("answered");
+    answer.into_body().collect().await.expect("a body");
+    running.stop(Duration::from_millis(10));
+    web.stop(Duration::from_secs(1));
+    exit(&running).await;
+    exit(&web).await;
+    let ended = tokio::time::timeout(DEADLINE, runtime.shutdown(10 * DEADLINE));
+    ended.await.expect("no task is left behind");
+}

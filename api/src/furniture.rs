@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use types::error::chain;
 use types::well_known::{
     CLASS_CORACLE, DNS_ADDRESS, GATEWAY_CONTROLLER, GATEWAY_GROUP, GROUP_MASTERS,
     INGRESS_CONTROLLER, LABEL_SERVICE_NAME, NAMESPACE_DEFAULT, NAMESPACE_NODE_LEASE,
@@ -133,7 +134,7 @@ async fn dns(api: &Api) {
         },
     });
     if let Err(error) = ensure(api, "", "services", NAMESPACE_SYSTEM, object, false).await {
-        tracing::warn!(%address, %error, "There is no Service kube-system/kube-dns");
+        tracing::warn!(%address, error = %chain(&error), "There is no Service kube-system/kube-dns");
     }
 }
 
@@ -274,7 +275,7 @@ pub(crate) async fn keep_root_certificates(api: Arc<Api>, ca: String) {
             biased;
             () = api.stopping.cancelled() => return,
             result = round => if let Err(error) = result {
-                tracing::warn!(%error, "Could not keep the CA in every namespace");
+                tracing::warn!(error = %chain(&error), "Could not keep the CA in every namespace");
             }
         }
         // A slow or broken watch: everything is looked at again.
@@ -350,7 +351,7 @@ pub(crate) async fn reap_events(api: Arc<Api>) {
                 // Written or deleted meanwhile: it is not old any longer.
                 Err(error) if matches!(error.reason, Reason::NotFound | Reason::Conflict) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "Could not forget an old Event");
+                    tracing::warn!(error = %chain(&error), "Could not forget an old Event");
                     break;
                 }
             }

@@ -81,7 +81,7 @@ pub struct MirrorFlag {
 pub enum MirrorError {
     #[error("{0:?} is not FROM=TO")]
     Format(String),
-    #[error("mirror file {path}: {source}")]
+    #[error("mirror file {path} cannot be read")]
     File {
         path: PathBuf,
         source: std::io::Error,

@@ -29,6 +29,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use types::error::chain;
 
 use crate::servers::{Address, Servers, learn};
 use crate::tls::{self, Certificates, NodeTls, Role};
@@ -68,7 +69,7 @@ pub struct Joined {
 /// Why a machine is no node of the cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}", path.display())]
     File {
         action: &'static str,
         path: PathBuf,
@@ -289,7 +290,7 @@ where
         if !matches!(error, Error::Request { .. }) {
             return Err(error);
         }
-        tracing::warn!(%error, "No certificate yet; trying again");
+        tracing::warn!(error = %chain(&error), "No certificate yet; trying again");
         tokio::time::sleep(again).await;
         again = (again * 2).min(AGAIN_AT_MOST);
     }

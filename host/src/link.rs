@@ -153,7 +153,7 @@ impl Links {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%server, %error, "Failed to link to an API server")
+                    tracing::warn!(%server, error = %chain(&error), "Failed to link to an API server")
                 }
             }
             again = pause(&self.live, again).await;
@@ -319,7 +319,9 @@ fn open(request: Request<Incoming>, doors: &Doors) -> Response<Empty<Bytes>> {
             Ok(Ok(io)) => {
                 place.send(Box::new(TokioIo::new(io)));
             }
-            Ok(Err(error)) => tracing::debug!(%error, "A stream over a link did not begin"),
+            Ok(Err(error)) => {
+                tracing::debug!(error = %chain(&error), "A stream over a link did not begin")
+            }
             Err(_) => tracing::debug!("A stream over a link did not begin in time"),
         }
     });

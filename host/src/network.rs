@@ -73,6 +73,7 @@ pub use self::traffic::{Flow, Security};
 pub use self::tunnel::{Config as TunnelConfig, Dial, Io};
 pub use self::udp::UdpSocket;
 pub use crate::dns::server::{Config as DnsConfig, Counted as DnsCounted};
+use types::error::chain;
 
 use self::namespaces::Namespaces;
 use self::table::Table;
@@ -198,7 +199,7 @@ pub enum Error {
         address: SocketAddr,
         source: std::io::Error,
     },
-    #[error("the tunnel cannot listen on {address}: {source}")]
+    #[error("the tunnel cannot listen on {address}")]
     Tunnel {
         address: SocketAddr,
         source: std::io::Error,
@@ -388,7 +389,7 @@ impl Network {
             match rim::Sockets::bind(address) {
                 Ok(bound) => sockets.push(bound),
                 Err(error) if config.optional => {
-                    tracing::warn!(%address, %error, "DNS is not answered at its usual address");
+                    tracing::warn!(%address, error = %chain(&error), "DNS is not answered at its usual address");
                 }
                 Err(source) => return Err(Error::Dns { address, source }),
             }
@@ -473,7 +474,7 @@ impl Network {
         let fabric = Arc::clone(&self.fabric);
         let told = tokio::task::spawn_blocking(move || fabric.observer.shutdown());
         if let Err(error) = told.await {
-            tracing::warn!(%error, "Could not send the last spans");
+            tracing::warn!(error = %chain(&error), "Could not send the last spans");
         }
     }
 }

@@ -30,6 +30,7 @@ mod lease;
 pub(crate) mod machine;
 pub(crate) mod registration;
 pub(crate) mod status;
+use types::error::chain;
 
 use crate::images::Images;
 use annotations::Annotations;
@@ -120,7 +121,7 @@ impl Keeper {
                     return (node, stage);
                 }
                 Err(error) => {
-                    tracing::warn!(node = %self.identity.name, %error, "Failed to register the node")
+                    tracing::warn!(node = %self.identity.name, error = %chain(&error), "Failed to register the node")
                 }
             }
             sleep(again).await;
@@ -136,7 +137,9 @@ impl Keeper {
             while let Some(node) = current(seen) {
                 match in_time(lease::renew(&self.client, &node, now())).await {
                     Ok(()) => break,
-                    Err(error) => tracing::warn!(%error, "Failed to renew the node's lease"),
+                    Err(error) => {
+                        tracing::warn!(error = %chain(&error), "Failed to renew the node's lease")
+                    }
                 }
                 sleep(again).await;
                 again = (again * 2).min(AGAIN_AT_MOST);
@@ -183,7 +186,7 @@ impl Keeper {
                     reported = now();
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "Failed to write the node's status");
+                    tracing::warn!(error = %chain(&error), "Failed to write the node's status");
                     sleep(AGAIN).await;
                 }
             }
@@ -204,7 +207,9 @@ impl Keeper {
                 }
                 remember(seen, None);
             }
-            Err(error) => tracing::warn!(%error, "Failed to read the node's own object"),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "Failed to read the node's own object")
+            }
         }
     }
 
@@ -221,7 +226,9 @@ impl Keeper {
                 let patch = kube::api::Patch::Merge(patch);
                 match in_time(api.patch(&self.identity.name, &params, &patch)).await {
                     Ok(written) => remember(seen, Some(written)),
-                    Err(error) => tracing::warn!(%error, "Failed to annotate the node"),
+                    Err(error) => {
+                        tracing::warn!(error = %chain(&error), "Failed to annotate the node")
+                    }
                 }
                 sleep(PACE).await;
                 continue;

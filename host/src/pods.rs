@@ -38,6 +38,7 @@ mod volumes;
 mod worker;
 
 use context::Context;
+use types::error::chain;
 
 /// Routes watch events to workers. Owned by one task: [`Pods::run`].
 pub(crate) struct Pods {
@@ -109,7 +110,7 @@ impl Pods {
                 Ok(Some(event)) => self.heard(event).await,
                 // The watcher begins again by itself, with backoff.
                 Ok(None) => break,
-                Err(error) => tracing::warn!(%error, "Failed to watch pods"),
+                Err(error) => tracing::warn!(error = %chain(&error), "Failed to watch pods"),
             }
         }
         self.tasks.close();
@@ -183,7 +184,7 @@ impl Pods {
             remove_unlisted(&logs, &listed, uid_of_logs);
         });
         if let Err(error) = swept.await {
-            tracing::warn!(%error, "Failed to remove what former pods left behind");
+            tracing::warn!(error = %chain(&error), "Failed to remove what former pods left behind");
         }
     }
 }
@@ -201,7 +202,7 @@ fn remove_unlisted(
         if !listed.contains(&uid(&name))
             && let Err(error) = volumes::directory::remove(&entry.path())
         {
-            tracing::warn!(path = %entry.path().display(), %error, "Failed to remove what a former pod left behind");
+            tracing::warn!(path = %entry.path().display(), error = %chain(&error), "Failed to remove what a former pod left behind");
         }
     }
 }

@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use types::error::chain;
 
 use self::streaming::Streaming;
 use crate::network::{Io, Network};
@@ -81,7 +82,7 @@ pub(crate) async fn run(
             }
             // Out of descriptors: give others the time to close some.
             Err(error) => {
-                tracing::warn!(%error, "Failed to accept on the node endpoint");
+                tracing::warn!(error = %chain(&error), "Failed to accept on the node endpoint");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -100,7 +101,7 @@ async fn serve(
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "Refused a connection to the node endpoint");
+            tracing::debug!(%peer, error = %chain(&error), "Refused a connection to the node endpoint");
             return;
         }
         Err(_) => return,
@@ -122,7 +123,7 @@ async fn serve(
         biased;
         () = stop.cancelled() => {}
         result = connection => if let Err(error) = result {
-            tracing::debug!(%peer, %error, "A connection to the node endpoint ended badly");
+            tracing::debug!(%peer, error = %chain(&*error), "A connection to the node endpoint ended badly");
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use types::error::chain;
 
 use crate::clock;
 use crate::objects::{EVENTS, Meta, Resource};
@@ -197,7 +198,7 @@ async fn write(writer: &Writer, note: Note, decision: Decision, now: Timestamp) 
             match writer.patch(&target, &patch).await {
                 // It expired: write it anew.
                 Err(error) if error.is_not_found() => (name, count, message),
-                Err(error) => return debug!(%error, "Event was not updated"),
+                Err(error) => return debug!(error = %chain(&error), "Event was not updated"),
                 Ok(_) => return,
             }
         }
@@ -225,7 +226,7 @@ async fn write(writer: &Writer, note: Note, decision: Decision, now: Timestamp) 
     };
     if let Err(error) = writer.create(EVENTS, &namespace, &event).await {
         // Objects of a namespace that goes away have nobody left to read their Events.
-        debug!(%error, "Event was not written");
+        debug!(error = %chain(&error), "Event was not written");
     }
 }
 

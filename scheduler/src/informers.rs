@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 mod item;
+use types::error::chain;
 
 use crate::objects::{Key, Watched};
 use item::{Item, List, Unreadable};
@@ -260,7 +261,7 @@ impl<T: Watched> Inner<T> {
             let pause = if let Err(error) = result {
                 failures = failures.saturating_add(1);
                 if matches!(error, Error::Gone { .. }) {
-                    info!(%error, "Listing again");
+                    info!(error = %chain(&error), "Listing again");
                 } else {
                     warn!(error = &error as &dyn std::error::Error, "Watch failed");
                 }

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use types::error::chain;
 
 use crate::write;
 
@@ -191,9 +192,9 @@ impl<K: Clone + Eq + Hash + Display> Queue<K> {
                 *failures = failures.saturating_add(1);
                 let pause = backoff(*failures, FIRST_RETRY, LAST_RETRY);
                 if error.is_conflict() || matches!(error, write::Error::Behind { .. }) {
-                    debug!(queue = self.name, %key, %error, "Will try again");
+                    debug!(queue = self.name, %key, error = %chain(&error), "Will try again");
                 } else {
-                    warn!(queue = self.name, %key, %error, ?pause, "Pass failed");
+                    warn!(queue = self.name, %key, error = %chain(&error), ?pause, "Pass failed");
                 }
                 // What changed while it failed is looked at after the pause.
                 state.again.remove(&key);

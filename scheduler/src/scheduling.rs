@@ -29,6 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use types::error::chain;
 use types::well_known::DEFAULT_SCHEDULER;
 
 use crate::controllers::{Informers, Shared};
@@ -258,11 +259,11 @@ impl Scheduling {
                 if error.is_not_found() || self.known.get(&pod.key) != Some(&pod.uid) {
                     return;
                 }
-                warn!(pod = %pod.key, %error, "Binding was refused");
+                warn!(pod = %pod.key, error = %chain(&error), "Binding was refused");
                 self.queue.failed(entry, Instant::now());
             }
             Ok(Done::Reported) => {}
-            Err(error) => warn!(%error, "A bind task ended badly"),
+            Err(error) => warn!(error = %chain(&error), "A bind task ended badly"),
         }
     }
 }

@@ -74,7 +74,7 @@ pub struct Delete {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{verb} {url}: {source}")]
+    #[error("{verb} {url}")]
     Refused {
         verb: Method,
         url: String,

@@ -12,6 +12,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use types::error::chain;
 use types::well_known::{NAMESPACE_DEFAULT, NAMESPACE_NODE_LEASE, NAMESPACE_SYSTEM};
 
 use super::request::Request;
@@ -45,7 +46,7 @@ pub(crate) async fn run(api: Arc<Api>, pki: Pki) {
             biased;
             () = api.stopping.cancelled() => return,
             result = round => if let Err(error) = result {
-                tracing::warn!(%error, "Could not work on CertificateSigningRequests");
+                tracing::warn!(error = %chain(&error), "Could not work on CertificateSigningRequests");
             }
         }
         // A slow or broken watch: everything is looked at again.
@@ -107,7 +108,7 @@ async fn look(api: &Api, pki: &Pki, name: &str, waiting: &mut Waiting) {
             }
             Ok(Step::Again) => {}
             Err(error) => {
-                tracing::warn!(request = name, %error, "Could not work on a CertificateSigningRequest");
+                tracing::warn!(request = name, error = %chain(&error), "Could not work on a CertificateSigningRequest");
                 waiting.insert(name.to_owned(), None);
                 return;
             }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
+use types::error::chain;
 use types::well_known::{LABEL_SERVICE_NAME, NAMESPACE_DEFAULT, NAMESPACE_SYSTEM};
 
 use super::{KUBERNETES, ensure, registry, user};
@@ -104,7 +105,7 @@ impl Replica {
                 biased;
                 () = stopping.cancelled() => break,
                 done = round => if let Err(error) = done {
-                    tracing::warn!(%error, "Could not keep this server among the endpoints of the API");
+                    tracing::warn!(error = %chain(&error), "Could not keep this server among the endpoints of the API");
                 }
             }
             tokio::select! {
@@ -116,7 +117,7 @@ impl Replica {
         match tokio::time::timeout(GOODBYE, self.leave()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "Could not take this server out of the endpoints of the API");
+                tracing::warn!(error = %chain(&error), "Could not take this server out of the endpoints of the API");
             }
             Err(_) => tracing::warn!("Had no time to take this server out of the endpoints"),
         }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use types::error::chain;
 
 use super::{RETRY, registry, user};
 use crate::auth::bootstrap::{self, Role, Wanted};
@@ -118,7 +119,7 @@ pub(crate) async fn keep_aggregated(api: Arc<Api>) {
             biased;
             () = api.stopping.cancelled() => return,
             result = round => if let Err(error) = result {
-                tracing::warn!(%error, "Could not gather the rules of aggregated roles");
+                tracing::warn!(error = %chain(&error), "Could not gather the rules of aggregated roles");
             }
         }
         tokio::select! {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use types::error::chain;
 
 use super::{Config, Error};
 use crate::handlers;
@@ -135,7 +136,7 @@ impl Certificates {
                 () = tokio::time::sleep(LOOK) => {}
             }
             if let Err(error) = self.renew(handlers::now()) {
-                tracing::error!(%error, "Could not renew this server's certificates");
+                tracing::error!(error = %chain(&error), "Could not renew this server's certificates");
             }
         }
     }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use types::error::chain;
 
 use self::writer::Writer;
 use super::queue::{Health, Limits, Queue};
@@ -156,7 +157,7 @@ impl Store for Sqlite {
         if let Some(writer) = writer
             && let Err(error) = writer.await
         {
-            tracing::error!(%error, "The store's writer failed");
+            tracing::error!(error = %chain(&error), "The store's writer failed");
         }
     }
 }

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
+use types::error::chain;
 use types::routing::gateway_api::{
     Gateway, GatewayClass, HttpRoute, Ingress, IngressClass, Object, ReferenceGrant,
 };
@@ -247,7 +248,7 @@ impl<T: DeserializeOwned> Shelf<T> {
                 self.objects.insert(key, Arc::new(object));
             }
             Err(error) => {
-                warn!(object = %key, %error, "Could not read an object");
+                warn!(object = %key, error = %chain(&error), "Could not read an object");
                 self.objects.remove(&key);
             }
         }

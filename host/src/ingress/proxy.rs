@@ -10,6 +10,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body as _, Incoming};
 use rand::RngExt;
 use tokio::time::Instant;
+use types::error::chain;
 use types::routing::origin::RouteKind;
 use types::routing::path::Requested;
 use types::routing::table::{Asked, Backend, Filter, Patience, Policy, Route, Target};
@@ -409,7 +410,7 @@ impl Exchange<'_> {
             HttpError::Guest(_) => StatusCode::BAD_GATEWAY,
             error => error.status(),
         };
-        tracing::debug!(origin = %self.route.action.origin, %error, "Backend failed");
+        tracing::debug!(origin = %self.route.action.origin, error = %chain(error), "Backend failed");
         // What went wrong inside is for the log and the Service's owner.
         let text = match code {
             StatusCode::SERVICE_UNAVAILABLE => "no endpoint took the request",

@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use types::error::chain;
 
 use super::{Shared, proxy};
 use crate::bind::{ACCEPT_PAUSE, is_http2};
@@ -63,7 +64,7 @@ pub(super) async fn accept(
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                warn!(port = entry.port, %error, "Accept failed");
+                warn!(port = entry.port, error = %chain(&error), "Accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -135,7 +136,7 @@ async fn connection(
             connection.name = session.server_name().map(str::to_ascii_lowercase);
             serve(connection, stream, http2).await;
         }
-        Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
+        Ok(Err(error)) => debug!(%peer, error = %chain(&error), "TLS handshake failed"),
         Err(_) => debug!(%peer, "TLS handshake took too long"),
     }
 }

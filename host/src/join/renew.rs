@@ -7,6 +7,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio::time::sleep;
+use types::error::chain;
 
 use super::files::{self, Files};
 use super::leaf::Leaf;
@@ -57,7 +58,7 @@ impl Renewal {
                 }
                 Err(error) => {
                     let ends = self.leaf(role).map(|leaf| leaf.ends);
-                    tracing::warn!(?role, ends = ?ends.map(|ends| ends.to_string()), %error, "Failed to renew a certificate of this node");
+                    tracing::warn!(?role, ends = ?ends.map(|ends| ends.to_string()), error = %chain(&error), "Failed to renew a certificate of this node");
                     sleep(again).await;
                     again = (again * 2).min(AGAIN_AT_MOST);
                 }

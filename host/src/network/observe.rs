@@ -34,7 +34,7 @@ pub struct Config {
 pub enum Error {
     #[error(transparent)]
     Trace(#[from] trace::Error),
-    #[error("the access log {path} cannot be written: {source}")]
+    #[error("the access log {path} cannot be written")]
     AccessLog {
         path: PathBuf,
         source: std::io::Error,

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
+use types::error::chain;
 use types::well_known::{LABEL_ARCH, LABEL_HOSTNAME, LABEL_OS, LABEL_RUNTIME, RUNTIME_WASM};
 
 use super::Identity;
@@ -101,7 +102,7 @@ pub(crate) async fn pod_cidr(client: &Client, name: &str) -> Result<Ipv4Net, Pod
                 }
             }
             Ok(Err(error)) => {
-                tracing::warn!(node = %name, %error, "Failed to watch the node's own object");
+                tracing::warn!(node = %name, error = %chain(&error), "Failed to watch the node's own object");
                 tokio::time::sleep(super::AGAIN).await;
             }
             Err(_) => tracing::warn!(

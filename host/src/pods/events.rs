@@ -13,6 +13,7 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use types::error::chain;
 
 /// Events waiting to be written; more are dropped and counted.
 const QUEUE: usize = 16_384;
@@ -172,7 +173,7 @@ impl Writer {
         });
         match written.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "Failed to write an event"),
+            Ok(Err(error)) => tracing::debug!(error = %chain(&error), "Failed to write an event"),
             Err(_) => tracing::debug!("Timed out writing an event"),
         }
     }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
+use types::error::chain;
 
 use super::exec::Outlet;
 use crate::runtime::{LogSink, LogStream};
@@ -215,7 +216,7 @@ impl Log {
         if !bytes.is_empty()
             && let Err(error) = append(&self.path, &bytes)
         {
-            tracing::warn!(path = %self.path.display(), %error, "Failed to write container log");
+            tracing::warn!(path = %self.path.display(), error = %chain(&error), "Failed to write container log");
         }
         self.writable.notify_waiters();
         self.progress.send_modify(|progress| {

@@ -18,6 +18,7 @@ use futures::stream::{AbortHandle, FuturesUnordered};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use tokio::sync::watch;
+use types::error::chain;
 
 use super::End;
 use super::context::{Context, now};
@@ -318,7 +319,7 @@ impl Worker {
             Outcome::Finalized(deleted) => match deleted {
                 Ok(()) | Err(publish::Error::Gone) => {}
                 Err(error) => {
-                    tracing::warn!(pod = %self.record.name, %error, "Failed to remove a pod that is over");
+                    tracing::warn!(pod = %self.record.name, error = %chain(&error), "Failed to remove a pod that is over");
                     self.finalize_after(AGAIN);
                 }
             },
@@ -559,7 +560,7 @@ impl Worker {
             }
             Err(publish::Error::Gone) => {}
             Err(error) => {
-                tracing::warn!(ns = %self.record.namespace, name = %self.record.name, %error, "Failed to write pod status");
+                tracing::warn!(ns = %self.record.namespace, name = %self.record.name, error = %chain(&error), "Failed to write pod status");
                 self.dirty = Some(now());
                 self.retry_at = now().saturating_add(AGAIN).ok();
             }

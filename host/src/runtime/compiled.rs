@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use tracing::{debug, warn};
+use types::error::chain;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
@@ -71,7 +72,7 @@ impl Cache {
             match fs::remove_file(path) {
                 Ok(()) => total -= size,
                 Err(error) => {
-                    warn!(path = %path.display(), %error, "Could not remove a compiled component")
+                    warn!(path = %path.display(), error = %chain(&error), "Could not remove a compiled component")
                 }
             }
         }
@@ -94,7 +95,7 @@ impl Cache {
                     return Ok(component);
                 }
                 Err(error) => {
-                    warn!(digest, %error, "Dropped a compiled component that cannot be read");
+                    warn!(digest, error = %format_args!("{error:#}"), "Dropped a compiled component that cannot be read");
                     // If it cannot be removed the rename below replaces it.
                     let _ = fs::remove_file(&path);
                 }
@@ -112,7 +113,7 @@ impl Cache {
                 Ok(component)
             }
             Err(error) => {
-                warn!(digest, %error, "Could not keep a compiled component");
+                warn!(digest, error = %format_args!("{error:#}"), "Could not keep a compiled component");
                 Component::new(&lane.engine, wasm)
             }
         }

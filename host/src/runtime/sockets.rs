@@ -57,7 +57,7 @@ enum Fault {
     InvalidState,
     #[error("not supported")]
     NotSupported,
-    #[error("{0}")]
+    #[error(transparent)]
     Network(#[from] SocketError),
 }
 

@@ -37,6 +37,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use types::error::chain;
 
 use self::channels::{Encoding, Inlets};
 use self::forward::Destination;
@@ -158,7 +159,9 @@ impl Streaming {
             let _slot: OwnedSemaphorePermit = slot;
             let io = match tokio::time::timeout(BEGIN, upgrade).await {
                 Ok(Ok(io)) => TokioIo::new(io),
-                Ok(Err(error)) => return tracing::debug!(%error, "A stream did not begin"),
+                Ok(Err(error)) => {
+                    return tracing::debug!(error = %chain(&error), "A stream did not begin");
+                }
                 Err(_) => return tracing::debug!("A stream did not begin in time"),
             };
             let activity = Arc::new(Activity::new());
@@ -374,6 +377,6 @@ fn encoding(protocol: &str) -> Encoding {
 
 fn ended(served: Result<(), spdy::SpdyError>) {
     if let Err(error) = served {
-        tracing::debug!(%error, "A SPDY connection ended badly");
+        tracing::debug!(error = %chain(&error), "A SPDY connection ended badly");
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams};
 use tokio::time::{sleep, timeout};
+use types::error::chain;
 use types::well_known::{LABEL_SERVICE_NAME, NAMESPACE_DEFAULT};
 
 use super::{Address, Servers};
@@ -33,7 +34,9 @@ pub(crate) async fn run(servers: Servers, file: PathBuf) {
                     remembered = found;
                 }
             }
-            Ok(Err(error)) => tracing::debug!(%error, "Failed to ask where the API servers are"),
+            Ok(Err(error)) => {
+                tracing::debug!(error = %chain(&error), "Failed to ask where the API servers are")
+            }
             Err(_) => tracing::debug!("Nobody said in time where the API servers are"),
         }
         sleep(EVERY).await;
@@ -76,7 +79,7 @@ fn remember(file: &Path, addresses: &[Address]) {
         .map(|address| format!("{address}\n"))
         .collect();
     if let Err(error) = files::write_private(file, lines.as_bytes()) {
-        tracing::warn!(%error, "Failed to remember where the API servers are");
+        tracing::warn!(error = %chain(&error), "Failed to remember where the API servers are");
     }
 }
 

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 pub use graph::{FOREGROUND, Graph, Identity, ORPHAN, Verdict, Work};
+use types::error::chain;
 
 use super::Shared;
 use crate::discovery::Served;
@@ -168,7 +169,7 @@ impl Controller {
                     REDISCOVER
                 }
                 Err(error) => {
-                    warn!(%error, "Discovery failed");
+                    warn!(error = %chain(&error), "Discovery failed");
                     REDISCOVER_AFTER_FAILURE
                 }
             };

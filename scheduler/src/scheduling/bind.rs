@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tracing::debug;
+use types::error::chain;
 
 use super::pod::PodInfo;
 use super::queue::Entry;
@@ -36,7 +37,7 @@ pub(super) async fn report(writer: Writer, pod: Key, patch: Value) -> Done {
     let target = Target::new(PODS, &pod.namespace, &pod.name);
     if let Err(error) = writer.patch_status(&target, &patch).await {
         // The next attempt says it again.
-        debug!(%pod, %error, "Condition was not written");
+        debug!(%pod, error = %chain(&error), "Condition was not written");
     }
     Done::Reported
 }

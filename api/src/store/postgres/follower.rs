@@ -11,6 +11,7 @@ use sqlx::postgres::{PgConnection, PgListener};
 use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use types::error::chain;
 
 use super::connect::{Failure, Server};
 use super::load::{self, Tail};
@@ -116,7 +117,7 @@ impl Follower {
             };
             self.connection = None;
             if self.health.get().is_none() {
-                tracing::warn!(%error, "Could not read what other servers wrote");
+                tracing::warn!(error = %chain(&error), "Could not read what other servers wrote");
             }
             self.health.set(Some(error));
             // Whoever asked waits on, for the next look.
@@ -189,7 +190,7 @@ pub(super) async fn listen(
                     // `None`: connected anew, and some may have been missed.
                     Ok(_) => asking.wake(),
                     Err(error) => {
-                        tracing::debug!(%error, "Lost the notifications of the database");
+                        tracing::debug!(error = %chain(&error), "Lost the notifications of the database");
                         listener = None;
                     }
                 },

@@ -51,8 +51,8 @@ impl Keeper {
             tokio::select! {
                 biased;
                 () = closing.cancelled() => break,
-                done = timeout(ROUND, self.compact()) => if let Ok(Err(error)) = done {
-                    tracing::warn!(%error, "Could not compact the database");
+                done = timeout(ROUND, self.compact()) => if let Ok(Err(why)) = done {
+                    tracing::warn!(error = %why, "Could not compact the database");
                 },
             }
         }

@@ -15,6 +15,7 @@ use sqlx::{Connection, Executor, Row};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use types::error::chain;
 
 use super::connect::{Failure, Server, judge};
 use super::load::{self, Tail};
@@ -105,7 +106,7 @@ impl Writer {
         if let Some(connection) = self.connection.take()
             && let Err(error) = connection.close().await
         {
-            tracing::debug!(%error, "Could not close the connection to the database");
+            tracing::debug!(error = %chain(&error), "Could not close the connection to the database");
         }
     }
 
@@ -160,8 +161,10 @@ impl Writer {
             };
             self.connection = None;
             match self.health.get() {
-                None => tracing::warn!(%error, "Could not write to the database"),
-                Some(_) => tracing::debug!(%error, "Could not write to the database again"),
+                None => tracing::warn!(error = %chain(&error), "Could not write to the database"),
+                Some(_) => {
+                    tracing::debug!(error = %chain(&error), "Could not write to the database again")
+                }
             }
             self.health.set(Some(error.clone()));
             if Instant::now() + pause > give_up {

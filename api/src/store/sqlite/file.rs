@@ -10,6 +10,7 @@ use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
+use types::error::chain;
 
 use super::Options;
 use crate::store::Error;
@@ -77,7 +78,7 @@ pub(super) fn lock(path: &Path) -> Result<File, Error> {
         .and_then(|()| writeln!(file, "{}", std::process::id()));
     // On a full disk the note is missing; the lock holds all the same.
     if let Err(error) = note {
-        tracing::debug!(%error, "Could not note the owner in the lock file");
+        tracing::debug!(error = %chain(&error), "Could not note the owner in the lock file");
     }
     Ok(file)
 }

@@ -9,6 +9,7 @@ use sqlx::{Connection, Row};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use types::error::chain;
 
 use super::statements::{Statements, Transaction};
 use super::{file, load};
@@ -94,7 +95,7 @@ impl Writer {
         if let Some(connection) = self.connection.take()
             && let Err(error) = connection.close().await
         {
-            tracing::warn!(%error, "Could not close the database");
+            tracing::warn!(error = %chain(&error), "Could not close the database");
         }
     }
 
@@ -262,7 +263,7 @@ impl Writer {
             Ok::<_, sqlx::Error>(())
         };
         if let Err(error) = shrunk.await {
-            tracing::warn!(%error, "Could not shrink the database");
+            tracing::warn!(error = %chain(&error), "Could not shrink the database");
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use types::error::chain;
 
 use super::cache::{Cache, Key};
 use super::wire::{PAYLOAD, Reply};
@@ -127,7 +128,9 @@ impl Forward {
                     }
                     code => refusal = Some(Reply::of(code)),
                 },
-                Ok(Err(error)) => tracing::debug!(%server, %error, "Name server failed"),
+                Ok(Err(error)) => {
+                    tracing::debug!(%server, error = %chain(&error), "Name server failed")
+                }
                 Err(_) => tracing::debug!(%server, "Name server did not answer in time"),
             }
             if refusal.is_some() && turn + 1 >= servers.len() {
@@ -158,7 +161,7 @@ impl Forward {
             Source::File(path) => match tokio::fs::read_to_string(path).await {
                 Ok(text) => self.without_ourselves(servers(&text)),
                 Err(error) => {
-                    tracing::debug!(path = %path.display(), %error, "Failed to read name servers");
+                    tracing::debug!(path = %path.display(), error = %chain(&error), "Failed to read name servers");
                     last.map(|(_, servers)| servers).unwrap_or_default()
                 }
             },

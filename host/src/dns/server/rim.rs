@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use types::error::chain;
 
 use super::Dns;
 use super::wire::Transport;
@@ -96,7 +97,7 @@ async fn datagrams(
             Ok(received) => received,
             // An ICMP error of an answer sent earlier: the next question may be waiting.
             Err(error) => {
-                tracing::trace!(%error, "Failed to receive a DNS query");
+                tracing::trace!(error = %chain(&error), "Failed to receive a DNS query");
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 continue;
             }
@@ -107,7 +108,7 @@ async fn datagrams(
             if let Some(answer) = dns.answer(&question, Transport::Datagram).await
                 && let Err(error) = socket.send_to(&answer, from).await
             {
-                tracing::trace!(%from, %error, "Failed to send a DNS answer");
+                tracing::trace!(%from, error = %chain(&error), "Failed to send a DNS answer");
             }
         }));
     }
@@ -124,7 +125,7 @@ async fn connections(
         let socket = match listener.accept().await {
             Ok((socket, _)) => socket,
             Err(error) => {
-                tracing::debug!(%error, "Failed to accept a DNS connection");
+                tracing::debug!(error = %chain(&error), "Failed to accept a DNS connection");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }

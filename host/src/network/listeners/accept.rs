@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use types::error::chain;
 
 use super::wanted::Id;
 use super::{Origin, health};
@@ -203,7 +204,7 @@ async fn connection(
     match connected {
         Ok(stream) => forward(socket, stream).await,
         Err(error) => {
-            debug!(service = %target.key.name, %error, "Refused connection");
+            debug!(service = %target.key.name, error = %chain(&error), "Refused connection");
             drop(socket.set_zero_linger());
         }
     }

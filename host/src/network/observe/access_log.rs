@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use types::error::chain;
 
 /// Lines that may wait for the disk.
 const QUEUE: usize = 8_192;
@@ -88,7 +89,7 @@ fn write(queue: &Receiver<Line>, out: Box<dyn Write + Send>) {
             Ok(line) => line,
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
                 if let Err(error) = out.flush() {
-                    tracing::warn!(%error, "The access log cannot be written");
+                    tracing::warn!(error = %chain(&error), "The access log cannot be written");
                 }
                 continue;
             }
@@ -98,11 +99,11 @@ fn write(queue: &Receiver<Line>, out: Box<dyn Write + Send>) {
             .map_err(io::Error::from)
             .and_then(|()| out.write_all(b"\n"));
         if let Err(error) = written {
-            tracing::warn!(%error, "The access log cannot be written");
+            tracing::warn!(error = %chain(&error), "The access log cannot be written");
         }
     }
     // The end: what cannot be written now is lost, and said.
     if let Err(error) = out.flush() {
-        tracing::warn!(%error, "The access log cannot be written");
+        tracing::warn!(error = %chain(&error), "The access log cannot be written");
     }
 }

@@ -23,6 +23,7 @@ use opentelemetry_otlp::{WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, Span};
+use types::error::chain;
 
 /// How long the collector may take for one batch.
 const EXPORT: Duration = Duration::from_secs(10);
@@ -111,7 +112,7 @@ impl Tracer {
     /// Sends what is left. Blocks for at most two seconds.
     pub(crate) fn shutdown(&self) {
         if let Err(error) = self.provider.shutdown_with_timeout(FLUSH) {
-            tracing::warn!(%error, "Could not send the last spans");
+            tracing::warn!(error = %chain(&error), "Could not send the last spans");
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, info};
+use types::error::chain;
 
 use super::connection::{Connection, Dialler, Driver};
 use super::datagrams::{Datagram, Outbox};
@@ -268,11 +269,11 @@ impl Task {
                 Event::Dialled
             }
             Ok(Err(error)) => {
-                debug!(node = %self.node.name, target = ?*self.target.borrow(), %error, "Tunnel cannot be dialled");
+                debug!(node = %self.node.name, target = ?*self.target.borrow(), error = %chain(&error), "Tunnel cannot be dialled");
                 Event::Failed
             }
             Err(error) => {
-                debug!(node = %self.node.name, %error, "Dial of the tunnel was cut short");
+                debug!(node = %self.node.name, error = %chain(&error), "Dial of the tunnel was cut short");
                 Event::Failed
             }
         }

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
+use types::error::chain;
 
 use super::connection::within;
 use super::counts::Counted;
@@ -116,7 +117,7 @@ pub(crate) fn accept(fabric: &Arc<Fabric>, tunnel: &Arc<Tunnel>, io: Box<dyn Io>
             () = stop.cancelled() => {}
             served = serving => {
                 if let Err(error) = served {
-                    debug!(%from, %error, "Refused tunnel connection");
+                    debug!(%from, error = %chain(&error), "Refused tunnel connection");
                 }
             }
         }
@@ -187,7 +188,7 @@ async fn serve(
         let (request, mut respond) = match next {
             Some(Ok(stream)) => stream,
             Some(Err(error)) => {
-                debug!(node, %error, "Node's tunnel ended");
+                debug!(node, error = %chain(&error), "Node's tunnel ended");
                 return;
             }
             None => return,

@@ -130,8 +130,8 @@ pub(crate) async fn fetch(
             Some((life, token)) if life.is_fresh(now) => Ok((key, token)),
             old => match (request(client, pod, &wanted).await, old) {
                 (Ok(token), _) => Ok((key, token)),
-                (Err(error), Some((life, token))) if !life.is_over(now) => {
-                    tracing::warn!(%error, "Kept an old token");
+                (Err(why), Some((life, token))) if !life.is_over(now) => {
+                    tracing::warn!(error = %why, "Kept an old token");
                     Ok((key, token))
                 }
                 (Err(error), _) => Err(format!(

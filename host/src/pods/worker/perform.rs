@@ -7,6 +7,7 @@ use futures::future::{AbortHandle, Abortable, BoxFuture};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::Api;
 use tokio::time::Instant;
+use types::error::chain;
 
 use super::{Outcome, Worker, at};
 use crate::images::{Credentials, Policy};
@@ -206,7 +207,7 @@ impl Worker {
         self.operations.push(Box::pin(async move {
             let removed = tokio::task::spawn_blocking(move || directory::remove(&directory)).await;
             if let Ok(Err(error)) = removed {
-                tracing::warn!(%error, "Failed to remove a pod's volumes");
+                tracing::warn!(error = %chain(&error), "Failed to remove a pod's volumes");
             }
             Outcome::Event(Event::Released)
         }));
@@ -274,10 +275,10 @@ impl Worker {
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
         self.operations.push(Box::pin(async move {
             // What is missing for the moment leaves the volume as it is, as upstream does.
-            if let Err(error) =
+            if let Err(why) =
                 sandbox::make_volumes(Arc::clone(&context), Arc::clone(&pod), around).await
             {
-                tracing::debug!(%error, "Left volumes as they are");
+                tracing::debug!(error = %why, "Left volumes as they are");
             }
             Outcome::Kept(sandbox::outgrown(context, pod).await)
         }));
@@ -325,7 +326,7 @@ impl Worker {
             directory::remove(&logs).and_then(|()| directory::remove(&pod))
         });
         if let Ok(Err(error)) = removed.await {
-            tracing::warn!(uid = %self.record.uid, %error, "Failed to remove what a pod left behind");
+            tracing::warn!(uid = %self.record.uid, error = %chain(&error), "Failed to remove what a pod left behind");
         }
     }
 }
@@ -349,7 +350,7 @@ async fn credentials(context: &Context, pod: &Pod) -> Credentials {
             }
             Ok(None) => tracing::debug!(secret = %reference.name, "A pull secret does not exist"),
             Err(error) => {
-                tracing::warn!(secret = %reference.name, %error, "Failed to fetch a pull secret")
+                tracing::warn!(secret = %reference.name, error = %chain(&error), "Failed to fetch a pull secret")
             }
         }
     }

@@ -4,31 +4,37 @@
 //! One HTTP/2 connection to one server carries everything, and stays with it as long as it lives. A peer that is silent is
 //! asked every few seconds whether it is there; when it is not, its connection ends, and with it every watch: the next
 //! request dials, the others first. A request that surely reached nobody is sent again, and so is a read.
+//!
+//! A server may be there and yet be of no use: cut off from its database it answers no write, and its watches stand still.
+//! One that does not answer a request, or says 503, is asked for `/readyz`; when it is not ready and another one is, its
+//! connection is ended for that one's ([`doubt`]). While nobody is ready we stay.
 
 mod address;
 mod connection;
+mod doubt;
 pub(crate) mod learn;
 #[cfg(test)]
 mod tests;
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, Uri, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use kube::client::Body;
 use rustls::ClientConfig;
 use tokio::sync::{Mutex, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use types::error::chain;
 use types::well_known::NAMESPACE_DEFAULT;
 
 pub use address::{Address, AddressError};
 use connection::Connection;
 pub(crate) use connection::{SERVER_NAME, secure};
+use doubt::{Doubt, SLOW, WORD};
 
 /// A request is tried on so many connections.
 const ATTEMPTS: usize = 4;
@@ -47,6 +53,8 @@ struct Shared {
     tls: Arc<ClientConfig>,
     authorization: Option<HeaderValue>,
     live: Mutex<Live>,
+    /// Held while servers are asked whether they are ready, which one request at a time does.
+    doubt: Mutex<Doubt>,
     /// The server of the present connection, or of the last one.
     current: RwLock<Option<Address>>,
 }
@@ -101,6 +109,7 @@ impl Servers {
             tls,
             authorization,
             live: Mutex::default(),
+            doubt: Mutex::default(),
             current: RwLock::new(None),
         }))
     }
@@ -213,11 +222,19 @@ impl Servers {
             attempt += 1;
             let mut connection = self.connection(broken).await?;
             let request = Request::from_parts(parts.clone(), body);
-            let error = match connection.sender.try_send_request(request).await {
+            let sending = connection.sender.try_send_request(request);
+            let mut error = match self.impatiently(connection.number, sending).await {
+                Ok(response) if response.status() == StatusCode::SERVICE_UNAVAILABLE => {
+                    let moved = self.reconsider(connection.number).await;
+                    if moved && is_read && attempt < ATTEMPTS {
+                        body = Body::empty();
+                        continue;
+                    }
+                    return Ok(response);
+                }
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
-            let mut error = error;
             let returned = error.take_message();
             let error = error.into_error();
             // A stream that was reset says nothing about the connection.
@@ -236,6 +253,102 @@ impl Servers {
             };
             tracing::debug!(server = %connection.server, error = %chain(&error), "Sending a request again");
         }
+    }
+}
+
+// === impl Servers, when the present one is in doubt ===
+
+impl Servers {
+    /// What comes of `sending`, through the connection of that number. While it does not come, its server is in doubt.
+    async fn impatiently<T>(&self, number: u64, sending: impl Future<Output = T>) -> T {
+        let mut sending = pin!(sending);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut sending => return answer,
+                () = sleep(SLOW) => {}
+            }
+            tokio::select! {
+                biased;
+                answer = &mut sending => return answer,
+                _ = self.reconsider(number) => {}
+            }
+        }
+    }
+
+    /// Leaves the server of that connection if it is not ready and another one is. Says whether it did.
+    async fn reconsider(&self, number: u64) -> bool {
+        let Ok(mut doubt) = self.0.doubt.try_lock() else {
+            return false;
+        };
+        if !doubt.may_ask(Instant::now()) {
+            return false;
+        }
+        let present = self.0.live.lock().await.connection.clone();
+        let Some(present) = present.filter(|present| present.number == number) else {
+            return false;
+        };
+        if self.is_ready(&present).await {
+            doubt.settle(Instant::now());
+            return false;
+        }
+        for server in self.order(Some(&present.server)) {
+            if server == present.server {
+                continue;
+            }
+            let asking = tokio::time::timeout(WORD, self.ready(&server));
+            if let Ok(Some(next)) = asking.await {
+                doubt.settle(Instant::now());
+                return self.leave(&present, next).await;
+            }
+        }
+        doubt.give_up(Instant::now());
+        false
+    }
+
+    /// A connection to `server`, if that is ready.
+    async fn ready(&self, server: &Address) -> Option<Connection> {
+        let number = {
+            let mut live = self.0.live.lock().await;
+            live.number += 1;
+            live.number
+        };
+        let opened = connection::open(server, &self.0.tls, number).await;
+        let connection = opened
+            .inspect_err(|error| tracing::debug!(%server, %error, "Asked whether it is ready"))
+            .ok()?;
+        self.is_ready(&connection).await.then_some(connection)
+    }
+
+    async fn is_ready(&self, connection: &Connection) -> bool {
+        let Ok(uri) = absolute(&Uri::from_static("/readyz")) else {
+            return false;
+        };
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = uri;
+        if let Some(bearer) = &self.0.authorization {
+            let bearer = bearer.clone();
+            request.headers_mut().insert(header::AUTHORIZATION, bearer);
+        }
+        let mut sender = connection.sender.clone();
+        let asking = tokio::time::timeout(WORD, sender.send_request(request));
+        matches!(asking.await, Ok(Ok(said)) if said.status().is_success())
+    }
+
+    /// What is under way through `present` ends: watches go on through `next`, and nobody waits for an answer that will
+    /// not come.
+    async fn leave(&self, present: &Connection, next: Connection) -> bool {
+        let mut live = self.0.live.lock().await;
+        let still = live.connection.as_ref().map(|live| live.number);
+        if still != Some(present.number) {
+            return false;
+        }
+        tracing::warn!(server = %present.server, next = %next.server, "The API server is not ready, and is left for another");
+        self.note(&next.server);
+        live.connection = Some(next);
+        live.refused = None;
+        present.end();
+        true
     }
 }
 

@@ -1,5 +1,6 @@
 //! One connection to one API server: TCP that notices a dead peer, TLS, HTTP/2. Chooses no server and repeats nothing.
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub(super) struct Connection {
     pub(super) server: Address,
     /// Tells it from others of the same process.
     pub(super) number: u64,
+    /// The same socket, to end it with everything that goes through it.
+    socket: Arc<std::net::TcpStream>,
 }
 
 /// Why a server could not be connected to.
@@ -56,6 +59,12 @@ impl Connection {
     pub(super) fn is_open(&self) -> bool {
         !self.sender.is_closed()
     }
+
+    /// Ends it for everybody at once: requests under way and watches fail. (To let go of it lets them finish.)
+    pub(super) fn end(&self) {
+        // It may have ended by itself.
+        drop(self.socket.shutdown(std::net::Shutdown::Both));
+    }
 }
 
 pub(super) async fn open(
@@ -67,6 +76,8 @@ pub(super) async fn open(
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(Error::Protocol);
     }
+    let socket = stream.get_ref().0.as_fd().try_clone_to_owned();
+    let socket = Arc::new(std::net::TcpStream::from(socket.map_err(Error::Connect)?));
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -91,6 +102,7 @@ pub(super) async fn open(
         sender,
         server: server.clone(),
         number,
+        socket,
     })
 }
 

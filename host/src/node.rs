@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use types::quantity::Quantity;
 
 pub(crate) mod annotations;
+mod cgroup;
 pub(crate) mod given;
 mod lease;
 pub(crate) mod machine;

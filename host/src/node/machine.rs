@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use super::cgroup;
+
 /// What does not change while the process runs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Machine {
@@ -30,8 +32,7 @@ pub(crate) struct Readings {
 pub(crate) fn describe(data_dir: &Path) -> Machine {
     let meminfo = text("/proc/meminfo");
     let total = kilobytes(&meminfo, "MemTotal").unwrap_or(0) * 1024;
-    // In a container the machine's memory is not all ours.
-    let allowed = text("/sys/fs/cgroup/memory.max").parse::<u64>().ok();
+    let allowed = cgroup::memory().limit;
     let uname = nix::sys::utsname::uname().ok();
     let machine_id = text("/etc/machine-id");
     let system_uuid = match text("/sys/class/dmi/id/product_uuid") {
@@ -62,8 +63,11 @@ pub(crate) fn read(data_dir: &Path) -> Readings {
     let most = text("/proc/sys/kernel/threads-max").parse::<u64>().ok();
     let pids = text("/proc/sys/kernel/pid_max").parse::<u64>().ok();
     let most = most.into_iter().chain(pids).min();
+    let available = kilobytes(&meminfo, "MemAvailable").map(|kilobytes| kilobytes * 1024);
+    // The kernel ends us when either is used up.
+    let available = available.into_iter().chain(cgroup::memory().available);
     Readings {
-        memory_available: kilobytes(&meminfo, "MemAvailable").map(|kilobytes| kilobytes * 1024),
+        memory_available: available.min(),
         disk_available: disk(data_dir).map(|(_, available)| available),
         threads: threads(&text("/proc/loadavg")).zip(most),
     }

@@ -235,7 +235,11 @@ impl Worker {
             self.dirty = Some(now);
             self.perform_all(effects);
         }
-        if let Some(grace) = update::deletion_grace(&self.pod, now) {
+        let grace = match started {
+            Some(_) => update::grace_left(&self.pod, now),
+            None => update::deletion_grace(&self.pod),
+        };
+        if let Some(grace) = grace {
             self.step(Event::DeleteRequested { grace });
         }
     }

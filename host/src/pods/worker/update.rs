@@ -13,10 +13,18 @@ use crate::pods::lifecycle::{self, Deletion, Event, Failure, Rules};
 use crate::pods::start::container;
 use crate::pods::{publish, sandbox, status, volumes};
 
-/// How long the pod still has, when it is being deleted.
-pub(super) fn deletion_grace(pod: &Pod, now: Timestamp) -> Option<Duration> {
+/// How long a pod has that is being deleted, from when this process hears of it: the time stamp is another machine's, and a
+/// clock that is ahead must cost no pod its grace.
+pub(super) fn deletion_grace(pod: &Pod) -> Option<Duration> {
+    pod.metadata.deletion_timestamp.as_ref()?;
+    let whole = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+    Some(lifecycle::grace(whole))
+}
+
+/// What is left of it, of a deletion that an earlier process may have begun to carry out.
+pub(super) fn grace_left(pod: &Pod, now: Timestamp) -> Option<Duration> {
+    let whole = deletion_grace(pod)?;
     let deadline = pod.metadata.deletion_timestamp.as_ref()?.0;
-    let whole = lifecycle::grace(pod.metadata.deletion_grace_period_seconds.unwrap_or(0));
     let left = Duration::try_from(deadline.duration_since(now)).unwrap_or_default();
     // The timestamp is cut to whole seconds: what is left may be a second short of what was promised.
     Some(whole.min(left.saturating_add(Duration::from_secs(1))))
@@ -71,7 +79,7 @@ impl Worker {
             )
         };
         if deletion(&old) != deletion(&self.pod)
-            && let Some(grace) = deletion_grace(&self.pod, now())
+            && let Some(grace) = deletion_grace(&self.pod)
         {
             self.step(Event::DeleteRequested { grace });
         }
@@ -165,6 +173,34 @@ impl Worker {
             conditions.retain(|condition| publish::is_own(&condition.type_));
             conditions.extend(theirs);
             self.dirty.get_or_insert_with(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_ahead_costs_a_pod_no_grace() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {
+            "name": "p",
+            "deletionTimestamp": "2026-01-01T00:00:30Z",
+            "deletionGracePeriodSeconds": 30,
+        }}))
+        .expect("a pod");
+        let seconds = Duration::from_secs;
+        assert_eq!(deletion_grace(&pod), Some(seconds(30)));
+        assert_eq!(deletion_grace(&Pod::default()), None);
+        // What another process has begun goes on where it was.
+        let at = |text: &str| text.parse::<Timestamp>().expect("a time");
+        for (now, left) in [
+            ("2026-01-01T00:00:00Z", 30),
+            ("2026-01-01T00:00:20Z", 11),
+            ("2026-01-01T00:01:00Z", 1),
+            ("2025-12-31T00:00:00Z", 30),
+        ] {
+            assert_eq!(grace_left(&pod, at(now)), Some(seconds(left)), "{now}");
         }
     }
 }

@@ -18,6 +18,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     process: Option<Child>,
+    role: &'static str,
+    listen: String,
     args: Vec<String>,
     /// What the process printed before it was ready: the table and the kubeconfig line.
     pub(crate) greeting: String,
@@ -82,12 +84,26 @@ impl Cluster {
         cluster
     }
 
+    /// `coracle server` instead, where it is when it is started again: nobody else is given a port that was just used.
+    pub(crate) fn server(args: &[&str]) -> Self {
+        let mut cluster = Self::stopped();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        cluster.listen = free.local_addr().expect("bound").to_string();
+        drop(free);
+        cluster.role = "server";
+        cluster.args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        cluster.start_again();
+        cluster
+    }
+
     /// A cluster that was never started; [`Self::start_again`] does.
     pub(crate) fn stopped() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         Self {
             dir,
             process: None,
+            role: "up",
+            listen: "127.0.0.1:0".to_owned(),
             args: Vec::new(),
             greeting: String::new(),
         }
@@ -101,14 +117,8 @@ impl Cluster {
             .open(self.path("log"))
             .expect("a log file");
         let mut process = binary()
-            .args([
-                "--log",
-                "info",
-                "up",
-                "--listen",
-                "127.0.0.1:0",
-                "--data-dir",
-            ])
+            .args(["--log", "info", self.role, "--listen", &self.listen])
+            .arg("--data-dir")
             .arg(self.data_dir())
             .args(&self.args)
             .stdin(Stdio::null())

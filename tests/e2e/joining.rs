@@ -24,6 +24,16 @@ fn server(cluster: &Cluster) -> String {
     line.expect("it names the server").to_owned()
 }
 
+fn token(cluster: &Cluster) -> String {
+    let token = binary()
+        .args(["token", "create", "--kubeconfig"])
+        .arg(cluster.kubeconfig())
+        .output()
+        .expect("the binary can be started");
+    assert!(token.status.success(), "{token:?}");
+    String::from_utf8_lossy(&token.stdout).trim().to_owned()
+}
+
 fn said(output: &Output) -> String {
     assert!(!output.status.success(), "it should have failed");
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -35,12 +45,7 @@ fn a_node_joins_the_cluster_of_up_and_their_pods_reach_each_other() {
         return;
     }
     let cluster = Cluster::with(&["--node-name", "first"]);
-    let token = binary()
-        .args(["token", "create", "--kubeconfig"])
-        .arg(cluster.kubeconfig())
-        .output()
-        .expect("the binary can be started");
-    let token = String::from_utf8_lossy(&token.stdout).trim().to_owned();
+    let token = token(&cluster);
     let server = server(&cluster);
     let join = |directory: &str| {
         let mut command = binary();
@@ -114,4 +119,70 @@ fn a_node_joins_the_cluster_of_up_and_their_pods_reach_each_other() {
         });
         assert!(answer.contains("connected to 10.96."), "{answer}");
     }
+}
+
+/// `coracle server` as it is without `--store`, and its other spelling: one process, one file, elected by Lease.
+#[test]
+fn a_server_on_its_own_file_is_killed_and_goes_on_where_it_was() {
+    if !have("kubectl") {
+        return;
+    }
+    for store in ["", "sqlite:"] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = format!("{store}{}", directory.path().join("own.db").display());
+        let mut cluster = match store {
+            "" => Cluster::server(&[]),
+            _ => Cluster::server(&["--store", &place]),
+        };
+        let server = server(&cluster);
+        let log = std::fs::File::create(cluster.path("node.log")).expect("a log file");
+        let mut node = binary();
+        node.args(["node", "--node-name", "only", "--port", "0"])
+            .args(["--tunnel-port", "0", "--shutdown-grace-period", "0"])
+            .args(["--server", &server, "--token", &token(&cluster)])
+            .arg("--data-dir")
+            .arg(cluster.path("node"))
+            .stdin(Stdio::null())
+            .stderr(log);
+        let _node = Node(node.spawn().expect("started"));
+        let available = |cluster: &Cluster, name: &str| {
+            let what = format!("deployment {name} on {place:?}");
+            cluster.wait(&what, &["deployment", name], |deployment| {
+                (deployment["status"]["availableReplicas"] == 2).then_some(())
+            });
+        };
+        cluster.apply(&deployment("before"));
+        available(&cluster, "before");
+        let pods = |cluster: &Cluster| {
+            cluster.kubectl(&[
+                "get",
+                "pods",
+                "-l",
+                "app=before",
+                "-o",
+                "jsonpath={.items[*].metadata.uid}",
+            ])
+        };
+        let were = pods(&cluster);
+        cluster.kill();
+        cluster.start_again();
+        assert_eq!(pods(&cluster), were, "what was acknowledged is there");
+        // Scheduled, controlled and run, by the one who leads now.
+        cluster.apply(&deployment("after"));
+        available(&cluster, "after");
+        available(&cluster, "before");
+        assert_eq!(pods(&cluster), were, "no pod was replaced");
+        let lease = "leases/kube-scheduler";
+        let holder = "jsonpath={.spec.holderIdentity}";
+        let holder = cluster.kubectl(&["get", "-n", "kube-system", lease, "-o", holder]);
+        assert!(cluster.log().contains(&holder), "{holder}");
+    }
+}
+
+fn deployment(name: &str) -> String {
+    format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: 2\n  \
+         selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    \
+         spec: {{containers: [{{name: main, image: coracle.dev/guests/hello-http}}]}}\n"
+    )
 }

@@ -27,6 +27,8 @@ pub(crate) struct Setup {
     pub(crate) server: &'static [&'static str],
     /// There is a node behind a NAT.
     pub(crate) edge: bool,
+    /// Nodes may be silent for as long as by default.
+    pub(crate) patient: bool,
 }
 
 pub(crate) const EDGE: &str = "e1";
@@ -93,7 +95,9 @@ impl Cluster {
         let store = self.store.clone();
         let mut args = vec!["--listen", &listen, "--store", &store];
         // A lost node is noticed sooner than after the usual 40 s; nodes say every 10 s that they are there.
-        args.extend(["--node-monitor-grace-period", "16s"]);
+        if !self.setup.patient {
+            args.extend(["--node-monitor-grace-period", "16s"]);
+        }
         args.extend(self.setup.server);
         self.lab.start(host, "server", &args);
         let lab = &self.lab;

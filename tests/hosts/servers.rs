@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::cluster::{Cluster, EDGE, NODES, Setup, address};
-use crate::lab::wait_for;
+use crate::lab::{HUB, wait_for};
 use crate::load::{Load, get};
 use crate::network::lookup;
 use crate::web;
@@ -164,4 +164,47 @@ fn none(cluster: &mut Cluster, load: Load) {
         assert_eq!(after.get(pod), Some(place), "{pod} stays");
     }
     web::no_address_twice(lab);
+}
+
+/// Its process and its connections live, and nobody could tell but by what it answers.
+#[test]
+fn a_server_that_is_cut_off_from_its_database_loses_its_nodes_to_the_other_and_no_node_is_lost() {
+    let setup = Setup {
+        patient: true,
+        ..Setup::default()
+    };
+    let Some(cluster) = Cluster::start_as(setup) else {
+        return;
+    };
+    let lab = &cluster.lab;
+    web::deploy(&cluster);
+    cluster.talk_to("s2");
+    let moved = |host: &str| lab.log(host).contains("is left for another");
+    // All were given the same order, and sit on the first.
+    assert!(!NODES.iter().any(|(host, _)| moved(host)));
+    let renewed = |host: &str| -> Option<String> {
+        let lease = lab.get(&["lease", "-n", "kube-node-lease", host])?;
+        Some(lease["spec"]["renewTime"].as_str()?.to_owned())
+    };
+    lab.lose("s1", HUB, true);
+    for (host, _) in NODES {
+        wait_for(&format!("{host} to leave s1"), || moved(host).then_some(()));
+        let then = renewed(host);
+        wait_for(&format!("{host} to renew its lease through s2"), || {
+            (renewed(host)? > then.clone()?).then_some(())
+        });
+    }
+    // Watches have moved as well.
+    let everywhere = |pods: &[(String, String)]| {
+        NODES
+            .iter()
+            .all(|(host, _)| pods.iter().any(|(_, node)| node == host))
+    };
+    lab.kubectl(&["scale", "deployment", "web", "--replicas", "9"]);
+    let pods = cluster.wait_pods("app=web", 9);
+    assert!(everywhere(&pods), "{pods:?}");
+    let reasons = "jsonpath={.items[*].reason}";
+    let events = lab.kubectl(&["get", "events", "-A", "-o", reasons]);
+    assert!(!events.contains("NodeNotReady"), "{events}");
+    lab.lose("s1", HUB, false);
 }

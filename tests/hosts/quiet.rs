@@ -15,6 +15,7 @@ const SETUP: Setup = Setup {
         "30s",
     ],
     edge: true,
+    patient: false,
 };
 const STEADY: u16 = 30_400;
 const WORKLOADS: &str = "

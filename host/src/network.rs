@@ -107,6 +107,8 @@ pub enum HttpError {
     #[error("no endpoint took the request: {reason}")]
     Returned {
         reason: String,
+        /// It is there, with more to do than it takes on: neither is it avoided, nor will waiting for its successor help.
+        busy: bool,
         request: ReturnedRequest,
     },
     #[error("the guest failed: {0}")]
@@ -504,6 +506,7 @@ impl HttpError {
         match self {
             Self::NotReached(reason) => Self::Returned {
                 reason,
+                busy: false,
                 request: ReturnedRequest::new(request),
             },
             other => other,

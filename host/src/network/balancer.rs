@@ -20,8 +20,10 @@ pub(crate) use load::{InFlight, Load};
 
 use super::nodes::Node;
 
-/// Endpoints tried for one request, at most.
+/// Endpoints tried for one request before only those that are well are; and addresses tried, where there are no endpoints.
 pub(crate) const ATTEMPTS: usize = 4;
+/// Endpoints tried for one request, at most.
+const MOST: usize = 32;
 /// An endpoint on this node wins while it has at most twice as much in flight as the other, and this much more.
 const LOCAL_SLACK: u32 = 2;
 /// One draw in so many goes elsewhere all the same: an endpoint nobody asks is an endpoint nobody knows.
@@ -51,10 +53,12 @@ pub(crate) struct Endpoints {
     ready: usize,
 }
 
-/// Endpoints one request has been refused by. At most [`ATTEMPTS`], no allocation.
+/// Endpoints one request has been refused by: the last [`ATTEMPTS`], no allocation. Who refused before them is ejected, and
+/// after so many nobody is asked who is.
 #[derive(Debug, Default)]
 pub(crate) struct Tried {
     addresses: [Option<SocketAddr>; ATTEMPTS],
+    /// Of all.
     count: usize,
 }
 
@@ -73,7 +77,7 @@ pub(crate) fn pick<'a>(
             return Some(picked);
         }
     }
-    if endpoints.is_empty() {
+    if endpoints.is_empty() || tried.is_long() {
         return None;
     }
     // None is known to be well. Rather one that refused lately than one on a node that does not answer, than none.
@@ -214,15 +218,18 @@ impl Deref for Endpoints {
 impl Tried {
     /// False when no further attempt is allowed.
     pub(crate) fn add(&mut self, address: SocketAddr) -> bool {
-        if let Some(slot) = self.addresses.get_mut(self.count) {
-            *slot = Some(address);
-            self.count += 1;
-        }
-        self.count < ATTEMPTS
+        self.addresses[self.count % ATTEMPTS] = Some(address);
+        self.count += 1;
+        self.count < MOST
+    }
+
+    /// So many have refused that only those that are well are asked.
+    fn is_long(&self) -> bool {
+        self.count >= ATTEMPTS
     }
 
     fn contains(&self, address: SocketAddr) -> bool {
-        self.addresses[..self.count].contains(&Some(address))
+        self.addresses[..self.count.min(ATTEMPTS)].contains(&Some(address))
     }
 }
 
@@ -319,6 +326,32 @@ mod tests {
         let all = endpoints(2);
         all.iter().for_each(|e| e.load.refused(0));
         assert!(pick(&all, &Tried::default(), 1, dice(vec![0])).is_some());
+    }
+
+    #[test]
+    fn after_four_refusals_those_that_are_well_are_asked_and_no_others() {
+        let all = endpoints(12);
+        let mut tried = Tried::default();
+        let mut dice = random(3);
+        let well = all[7].address;
+        let mut asked = 0;
+        loop {
+            let picked = pick(&all, &tried, 0, &mut dice).expect("the one that is well");
+            asked += 1;
+            if picked.address == well {
+                break;
+            }
+            picked.load.refused(0);
+            assert!(tried.add(picked.address));
+        }
+        assert!(asked <= 12, "each once: {asked}");
+        all.iter().for_each(|e| e.load.refused(0));
+        for _ in 0..ATTEMPTS {
+            tried.add(well);
+        }
+        assert!(pick(&all, &tried, 0, &mut dice).is_none());
+        assert!(assign(&all, &tried, 0, [10, 0, 0, 1].into()).is_none());
+        assert!(pick(&all, &Tried::default(), 0, &mut dice).is_some());
     }
 
     #[test]
@@ -438,7 +471,8 @@ mod tests {
             let steady = assign(&all, &tried, 1, [10, 0, 0, 1].into());
             for picked in [pick(&all, &tried, 1, dice(throws)), steady] {
                 let Some(picked) = picked else {
-                    prop_assert!(left.is_empty());
+                    let none_well = !left.iter().any(|e| e.is_usable(&tried, 1));
+                    prop_assert!(left.is_empty() || tried.is_long() && none_well);
                     continue;
                 };
                 prop_assert!(!tried.contains(picked.address));

@@ -107,6 +107,19 @@ pub(crate) async fn begun_within(mut turns: usize, mut body: Body) -> Body {
     begun.with(body, ended)
 }
 
+/// A body of which `taken` was taken, as it was before.
+pub(super) fn again(taken: Vec<Bytes>, rest: Body) -> Body {
+    let begun = Begun {
+        frames: taken
+            .into_iter()
+            .map(|chunk| Ok(Frame::data(chunk)))
+            .collect(),
+        rest: None,
+    };
+    let ended = rest.is_end_stream();
+    begun.with(rest, ended)
+}
+
 // === impl Begun ===
 
 impl Begun {

@@ -1,5 +1,7 @@
 //! HTTP towards endpoints that listen on sockets: a pooled hyper client over in-memory streams, one per pod so that the
-//! other end sees the right source. Never chooses an endpoint.
+//! other end sees the right source. Never chooses an endpoint. A request that nobody saw comes back.
+
+mod lent;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -18,7 +20,7 @@ use rustls_pki_types::ServerName;
 use super::stream::StreamIo;
 use super::tunnel::Source;
 use super::vnet::Fabric;
-use super::{Body, HttpError, SocketError, Stream, serve};
+use super::{Body, HttpError, ReturnedRequest, SocketError, Stream, serve};
 
 const IDLE: Duration = Duration::from_secs(10);
 const IDLE_PER_ENDPOINT: usize = 16;
@@ -54,44 +56,110 @@ impl Client {
         )
     }
 
-    /// Sends to `endpoint`; the Host header stays what it is.
+    /// Sends to `endpoint`; the Host header stays what it is. `Returned` when no connection was made, or the one that was
+    /// made has never been read from.
     pub(crate) async fn request(
         &self,
         endpoint: SocketAddr,
-        mut request: Request<Body>,
+        request: Request<Body>,
     ) -> Result<Response<Body>, HttpError> {
-        let mut parts = std::mem::take(request.uri_mut()).into_parts();
-        let authority = Authority::try_from(endpoint.to_string())
+        let (mut parts, body) = request.into_parts();
+        // Nobody asks for them on the wire.
+        let extensions = std::mem::take(&mut parts.extensions);
+        let mut kept = parts.clone();
+        parts.uri = uri(endpoint, std::mem::take(&mut parts.uri))
             .map_err(|error| HttpError::Invalid(error.to_string()))?;
-        parts.scheme = Some(Scheme::HTTP);
-        parts.authority = Some(authority);
-        if parts.path_and_query.is_none() {
-            parts.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
-        }
-        *request.uri_mut() =
-            Uri::from_parts(parts).map_err(|error| HttpError::Invalid(error.to_string()))?;
-        *request.version_mut() = Version::HTTP_11;
-        match self.0.request(request).await {
-            Ok(response) => Ok(response.map(serve::body)),
-            Err(error) => Err(explain(endpoint, &error)),
+        parts.version = Version::HTTP_11;
+        let (body, lender) = lent::lend(body);
+        match self.0.request(Request::from_parts(parts, body)).await {
+            Ok(response) => {
+                lender.settled();
+                Ok(response.map(serve::body))
+            }
+            Err(error) => {
+                let cause = Cause::of(&error);
+                if !cause.is_unseen(&error) {
+                    return Err(cause.explain(endpoint));
+                }
+                let reason = format!("{endpoint}: {cause}");
+                let Some(body) = lender.back() else {
+                    return Err(HttpError::NotReached(reason));
+                };
+                kept.extensions = extensions;
+                Err(HttpError::Returned {
+                    reason,
+                    busy: false,
+                    request: ReturnedRequest::new(Request::from_parts(kept, body)),
+                })
+            }
         }
     }
 }
 
-fn explain(endpoint: SocketAddr, error: &legacy::Error) -> HttpError {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    let mut text = String::new();
-    while let Some(cause) = source {
-        if let Some(error) = cause
-            .downcast_ref::<std::io::Error>()
-            .map(SocketError::from)
-        {
-            return from_socket(endpoint, error);
-        }
-        text = cause.to_string();
-        source = cause.source();
+/// The same at `endpoint`.
+fn uri(endpoint: SocketAddr, uri: Uri) -> Result<Uri, http::Error> {
+    let mut parts = uri.into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(Authority::try_from(endpoint.to_string())?);
+    if parts.path_and_query.is_none() {
+        parts.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
     }
-    HttpError::Connect(format!("{endpoint}: {text}"))
+    Ok(Uri::from_parts(parts)?)
+}
+
+/// Why the client got no answer.
+enum Cause {
+    Socket(SocketError),
+    /// The connection ended before anything of the request was written.
+    Unwritten,
+    Other(String),
+}
+
+// === impl Cause ===
+
+impl Cause {
+    fn of(error: &legacy::Error) -> Self {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        let mut text = String::new();
+        while let Some(cause) = source {
+            if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+                return Self::Socket(error.into());
+            }
+            let hyper = cause.downcast_ref::<hyper::Error>();
+            if hyper.is_some_and(hyper::Error::is_canceled) {
+                return Self::Unwritten;
+            }
+            text = cause.to_string();
+            source = cause.source();
+        }
+        Self::Other(text)
+    }
+
+    /// Nobody has seen the request, and it is not its sender who may not send it.
+    fn is_unseen(&self, error: &legacy::Error) -> bool {
+        match self {
+            Self::Unwritten | Self::Socket(SocketError::Refused) => true,
+            Self::Socket(SocketError::Denied | SocketError::TooMany) => false,
+            Self::Socket(_) | Self::Other(_) => error.is_connect(),
+        }
+    }
+
+    fn explain(self, endpoint: SocketAddr) -> HttpError {
+        match self {
+            Self::Socket(error) => from_socket(endpoint, error),
+            other => HttpError::Connect(format!("{endpoint}: {other}")),
+        }
+    }
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(error) => error.fmt(f),
+            Self::Unwritten => f.write_str("connection closed"),
+            Self::Other(text) => f.write_str(text),
+        }
+    }
 }
 
 pub(crate) fn from_socket(endpoint: SocketAddr, error: SocketError) -> HttpError {

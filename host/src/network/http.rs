@@ -13,7 +13,7 @@ use http::uri::Scheme;
 use http::{Request, Response};
 use rand::RngExt;
 
-use super::balancer::{ATTEMPTS, Endpoint, InFlight, Tried};
+use super::balancer::{ATTEMPTS, InFlight, Tried};
 use super::bodies::{Flow, Guard, counted, guarded};
 use super::client::{self, literal};
 use super::observe::{self, Ends, Observed};
@@ -157,6 +157,7 @@ impl Call<'_> {
                 Err(HttpError::Returned {
                     reason: why,
                     request: back,
+                    ..
                 }) => {
                     request = back.into_inner();
                     reason = Some(why);
@@ -165,7 +166,7 @@ impl Call<'_> {
             }
         }
         match reason {
-            Some(reason) => Err(returned(reason, request)),
+            Some(reason) => Err(gone(reason, request)),
             None => Err(no_endpoint(service)),
         }
     }
@@ -181,11 +182,16 @@ impl Call<'_> {
         let mut renewals = 0;
         loop {
             let port = renewed.as_deref().unwrap_or(port);
-            let (reason, back) = match self.attempts(port, request).await {
-                Err(HttpError::Returned { reason, request }) => (reason, request),
+            let (reason, busy, back) = match self.attempts(port, request).await {
+                Err(HttpError::Returned {
+                    reason,
+                    busy,
+                    request,
+                }) => (reason, busy, request),
                 other => return other,
             };
-            if port.endpoints.is_empty() || renewals == RENEWALS {
+            // Others will not come because these have too much to do.
+            if busy || port.endpoints.is_empty() || renewals == RENEWALS {
                 return Err(HttpError::NotReached(reason));
             }
             renewals += 1;
@@ -197,21 +203,21 @@ impl Call<'_> {
         }
     }
 
-    /// To one endpoint after the other, each once; `Returned` when none took the request.
+    /// To one endpoint after the other; `Returned` when none took the request, busy when one is there and had too much to do.
     async fn attempts(
         &self,
         port: &Port,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, HttpError> {
         let mut tried = Tried::default();
-        let mut reason = None;
+        let (mut reason, mut busy) = (None, 0);
         loop {
             let client = Some(self.caller.from.ip());
             let picked = self.fabric.pick(port, client, &tried).map(Arc::clone);
-            let Some(endpoint) = picked else {
+            let Some(endpoint) = picked.filter(|_| busy < ATTEMPTS) else {
                 let reason =
                     reason.unwrap_or_else(|| "the Service has no ready endpoint".to_owned());
-                return Err(returned(reason, request));
+                return Err(returned(reason, busy > 0, request));
             };
             let load = endpoint.load.begin();
             match self
@@ -228,12 +234,18 @@ impl Call<'_> {
                 }
                 Err(HttpError::Returned {
                     reason: why,
+                    busy: is_busy,
                     request: back,
                 }) => {
-                    self.refused(&endpoint);
+                    // Who has too much to do is avoided by its load.
+                    if is_busy {
+                        busy += 1;
+                    } else {
+                        endpoint.load.refused(self.fabric.now());
+                    }
                     request = back.into_inner();
                     if !tried.add(endpoint.address) {
-                        return Err(returned(why, request));
+                        return Err(returned(why, busy > 0, request));
                     }
                     reason = Some(why);
                 }
@@ -246,10 +258,6 @@ impl Call<'_> {
                 }
             }
         }
-    }
-
-    fn refused(&self, endpoint: &Endpoint) {
-        endpoint.load.refused(self.fabric.now());
     }
 
     pub(crate) async fn address(
@@ -316,7 +324,7 @@ impl Call<'_> {
             }
             if self.fabric.config.cluster_cidr.contains(&ip) {
                 // No longer anywhere.
-                return Err(returned(format!("{address}: host unreachable"), request));
+                return Err(gone(format!("{address}: host unreachable"), request));
             }
         }
         let flow = self.admit(None, address).await?;
@@ -342,10 +350,11 @@ impl Call<'_> {
                 let sent = self.over_socket(address, request, load, Some(pod), flow);
                 return Box::pin(sent).await;
             }
-            None => return Err(returned(format!("{address}: connection refused"), request)),
+            None => return Err(gone(format!("{address}: connection refused"), request)),
         };
         let Some(slot) = pod.requests().begin() else {
-            return Err(returned(format!("{address}: the pod is too busy"), request));
+            let reason = format!("{address}: the pod is too busy");
+            return Err(returned(reason, true, request));
         };
         let (observed, pair) = self.observe(Some(pod), address, &mut request);
         let request = counted(request, pair.as_ref());
@@ -513,9 +522,15 @@ impl Call<'_> {
     }
 }
 
-fn returned(reason: String, request: Request<Body>) -> HttpError {
+/// Nobody is there.
+fn gone(reason: String, request: Request<Body>) -> HttpError {
+    returned(reason, false, request)
+}
+
+fn returned(reason: String, busy: bool, request: Request<Body>) -> HttpError {
     HttpError::Returned {
         reason,
+        busy,
         request: ReturnedRequest::new(request),
     }
 }

@@ -84,6 +84,8 @@ struct State {
     finished: bool,
     /// The connection was reset, by either side.
     reset: bool,
+    /// Something of it was read.
+    read: bool,
     /// The reader is gone but its side still writes: what comes is thrown away, as after `shutdown(SHUT_RD)`.
     discarding: bool,
     reading: Option<Waker>,
@@ -250,6 +252,7 @@ impl Reader {
         let pipe = &self.side.incoming;
         let mut state = pipe.lock();
         if let Some(chunk) = state.chunks.pop_front() {
+            state.read = true;
             let cost = chunk.len().max(CHUNK_COST);
             state.used -= cost;
             pipe.budget.used.fetch_sub(cost, Ordering::Relaxed);
@@ -309,6 +312,12 @@ impl Drop for Reader {
 // === impl Writer ===
 
 impl Writer {
+    /// The other end has never read a byte, and never will: nobody accepted the connection, most likely.
+    pub(crate) fn was_refused(&self) -> bool {
+        let state = self.side.outgoing.lock();
+        state.reset && !state.read
+    }
+
     /// How many bytes may be sent now, at least 1. `Err(Reset)` when the peer is gone, `Err(Closed)` after `shutdown`.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, SocketError>> {
         if self.closed {

@@ -45,6 +45,16 @@ impl Stream {
 
 // === impl StreamIo ===
 
+impl StreamIo {
+    /// A reset of what nobody has read is a refusal: the other end has closed before it accepted.
+    fn explain(&self, error: SocketError) -> io::Error {
+        match error {
+            SocketError::Reset if self.stream.writer.was_refused() => SocketError::Refused.into(),
+            error => error.into(),
+        }
+    }
+}
+
 impl AsyncRead for StreamIo {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -55,7 +65,7 @@ impl AsyncRead for StreamIo {
         if this.rest.is_empty() {
             match ready!(this.stream.reader.poll_read(cx)) {
                 Some(Ok(chunk)) => this.rest = chunk,
-                Some(Err(error)) => return Poll::Ready(Err(error.into())),
+                Some(Err(error)) => return Poll::Ready(Err(this.explain(error))),
                 None => return Poll::Ready(Ok(())),
             }
         }
@@ -72,8 +82,10 @@ impl AsyncWrite for StreamIo {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let writer = &mut self.get_mut().stream.writer;
-        let length = ready!(writer.poll_ready(cx))?.min(bytes.len());
+        let this = self.get_mut();
+        let ready = ready!(this.stream.writer.poll_ready(cx));
+        let length = ready.map_err(|e| this.explain(e))?.min(bytes.len());
+        let writer = &mut this.stream.writer;
         writer.send(Bytes::copy_from_slice(&bytes[..length]))?;
         Poll::Ready(Ok(length))
     }
@@ -83,8 +95,10 @@ impl AsyncWrite for StreamIo {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let writer = &mut self.get_mut().stream.writer;
-        let room = ready!(writer.poll_ready(cx))?;
+        let this = self.get_mut();
+        let ready = ready!(this.stream.writer.poll_ready(cx));
+        let room = ready.map_err(|e| this.explain(e))?;
+        let writer = &mut this.stream.writer;
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         let mut joined = BytesMut::with_capacity(total.min(room));
         for slice in slices {

@@ -5,6 +5,7 @@ mod calls;
 mod claims;
 mod datagrams;
 mod dns;
+mod elsewhere;
 mod memory;
 mod observe;
 mod places;

@@ -33,8 +33,11 @@ pub(super) struct State {
 
 /// Why nobody will work on it.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Refused(String);
+#[error("{reason}")]
+pub(super) struct Refused {
+    reason: String,
+    busy: bool,
+}
 
 /// A request's right to be worked on.
 pub(super) type Permit = OwnedSemaphorePermit;
@@ -100,8 +103,9 @@ impl State {
     ) -> Result<(http::Request<Body>, Permit), HttpError> {
         match self.permit().await {
             Ok(permit) => Ok((request, permit)),
-            Err(Refused(reason)) => Err(HttpError::Returned {
+            Err(Refused { reason, busy }) => Err(HttpError::Returned {
                 reason,
+                busy,
                 request: ReturnedRequest::new(request),
             }),
         }
@@ -109,7 +113,10 @@ impl State {
 
     async fn permit(&self) -> Result<Permit, Refused> {
         if self.draining.load(Ordering::Relaxed) || self.killed.is_cancelled() {
-            return Err(Refused(format!("{} is stopping", self.name())));
+            return Err(Refused {
+                reason: format!("{} is stopping", self.name()),
+                busy: false,
+            });
         }
         self.answered.fetch_add(1, Ordering::Relaxed);
         if let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() {
@@ -128,15 +135,18 @@ impl State {
         }
         let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
-        let refused = |why: &str| Refused(format!("{} {why}", self.name()));
+        let refused = |why: &str, busy| Refused {
+            reason: format!("{} {why}", self.name()),
+            busy,
+        };
         if waiting >= WAITING {
-            return Err(refused("has too many requests waiting"));
+            return Err(refused("has too many requests waiting", true));
         }
         tokio::select! {
             biased;
-            () = self.killed.cancelled() => Err(refused("is stopping")),
-            permit = semaphore.acquire_owned() => permit.map_err(|_| refused("is stopping")),
-            () = tokio::time::sleep(self.timeout) => Err(refused("is too busy")),
+            () = self.killed.cancelled() => Err(refused("is stopping", false)),
+            permit = semaphore.acquire_owned() => permit.map_err(|_| refused("is stopping", false)),
+            () = tokio::time::sleep(self.timeout) => Err(refused("is too busy", true)),
         }
     }
 

@@ -30,16 +30,17 @@ pub(crate) fn assign<'a>(
         let usable = candidates.iter().filter(|e| usable(e));
         usable.max_by_key(|e| (weight(client, e.address), e.address))
     };
-    endpoints
+    let well = endpoints
         .tiers()
         .into_iter()
-        .find_map(|tier| best(tier, &|e| e.is_usable(tried, now)))
-        .or_else(|| {
-            best(endpoints, &|e| {
-                !tried.contains(e.address) && e.is_reachable()
-            })
-        })
-        .or_else(|| best(endpoints, &|e| !tried.contains(e.address)))
+        .find_map(|tier| best(tier, &|e| e.is_usable(tried, now)));
+    if well.is_some() || tried.is_long() {
+        return well;
+    }
+    best(endpoints, &|e| {
+        !tried.contains(e.address) && e.is_reachable()
+    })
+    .or_else(|| best(endpoints, &|e| !tried.contains(e.address)))
 }
 
 /// Rendezvous hashing: an endpoint that goes moves only its own clients. The same on every node and in every version.

@@ -55,6 +55,9 @@ impl Incoming {
             // Nobody waits any more: dropping the call cancels it.
             None => {}
             Some(Ok(answer)) => send(respond, answer).await,
+            Some(Err(HttpError::Returned { busy: true, .. })) => {
+                refuse(respond, SocketError::TooMany);
+            }
             Some(Err(HttpError::Returned { .. } | HttpError::NotReached(_))) => {
                 refuse(respond, SocketError::Refused);
             }

@@ -43,6 +43,7 @@ pub(crate) async fn send(
         let reason = format!("{endpoint}: {error}");
         failed(HttpError::Returned {
             reason,
+            busy: error == SocketError::TooMany,
             request: ReturnedRequest::new(request),
         })
     };

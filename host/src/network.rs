@@ -117,6 +117,9 @@ pub enum HttpError {
     Timeout(String),
     #[error("connection failed: {0}")]
     Connect(String),
+    /// The way to who had the request ended before there was an answer.
+    #[error("connection lost: {0}")]
+    Broken(String),
     #[error("TLS failed: {0}")]
     Tls(String),
     #[error("forbidden: {0}")]
@@ -137,7 +140,9 @@ impl HttpError {
             Self::NotReached(_) | Self::Returned { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Guest(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Connect(_) | Self::Tls(_) | Self::NotFound(_) => StatusCode::BAD_GATEWAY,
+            Self::Broken(_) | Self::Connect(_) | Self::Tls(_) | Self::NotFound(_) => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::Loop(_) => StatusCode::LOOP_DETECTED,
@@ -436,12 +441,14 @@ impl Network {
         self.fabric.traffic.flows()
     }
 
-    /// The same, what policies decided, what DNS answered and which datagrams were dropped, as text for Prometheus.
+    /// The same, what policies decided, what DNS and Ingress answered and which datagrams were dropped, as text for
+    /// Prometheus.
     pub fn metrics(&self) -> String {
-        let mut text = traffic::prometheus(&self.flows());
+        let mut text = traffic::prometheus(&self.flows(), self.fabric.traffic.left_out());
         text.push_str(&policy::prometheus(&self.policy_decisions()));
         text.push_str(&self.dns_counted().prometheus());
         text.push_str(&self.fabric.lost.prometheus());
+        text.push_str(&self.fabric.answers.prometheus());
         text
     }
 

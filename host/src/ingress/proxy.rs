@@ -11,7 +11,7 @@ use hyper::body::{Body as _, Incoming};
 use rand::RngExt;
 use tokio::time::Instant;
 use types::error::chain;
-use types::routing::origin::RouteKind;
+use types::routing::origin::{Origin, RouteKind};
 use types::routing::path::Requested;
 use types::routing::table::{Asked, Backend, Filter, Patience, Policy, Route, Target};
 
@@ -39,8 +39,11 @@ pub(super) async fn handle(
     let busy = connection.activity.begin();
     // Kept by an upgrade, which needs it before the request is taken apart.
     let upgrade = upgrade::wanted(&mut request);
-    let served = serve(connection, request.map(from_wire), upgrade).await;
+    let mut origin = None;
+    let served = serve(connection, request.map(from_wire), upgrade, &mut origin).await;
     let response = served.unwrap_or_else(|Refusal(code, text)| plain(code, &text));
+    let gate = &connection.shared.gate;
+    gate.answered(origin.as_deref(), response.status());
     response.map(|body| Outbound::busy(body, busy))
 }
 
@@ -48,6 +51,7 @@ async fn serve(
     connection: &Arc<Connection>,
     mut request: Request<Body>,
     upgrade: Option<upgrade::Wanted>,
+    origin: &mut Option<Arc<Origin>>,
 ) -> Served {
     let shared = &connection.shared;
     let head = head_bytes(&request);
@@ -82,6 +86,7 @@ async fn serve(
         let text = format!("no route for {name}{}", target.path());
         return refuse(StatusCode::NOT_FOUND, text);
     };
+    *origin = Some(Arc::clone(&route.action.origin));
     let client = Client::of(
         connection.peer,
         connection.tls,

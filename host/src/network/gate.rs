@@ -5,11 +5,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use types::routing::Key as RouteKey;
+use types::routing::origin::Origin;
 use types::routing::table::PortRef;
 
 use super::balancer::ATTEMPTS;
@@ -158,6 +159,11 @@ impl Gate {
     /// One more connection from outside, of a client at `from`, if there may be one.
     pub(crate) fn place(&self, from: IpAddr) -> Option<Place<IpAddr>> {
         self.fabric.rim_connections.take(from.to_canonical())
+    }
+
+    /// A client was answered, by us or by a backend. There is no origin when no route was found.
+    pub(crate) fn answered(&self, origin: Option<&Origin>, status: StatusCode) {
+        self.fabric.answers.add(origin, status.as_u16());
     }
 
     /// Runs until it ends, or the network stops.

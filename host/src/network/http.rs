@@ -4,6 +4,7 @@
 //! Timeouts are the caller's: cancelling is dropping. A request is sent to another endpoint only when nobody saw it. Hop-by-hop headers end here. The Host header stays.
 
 mod head;
+mod told;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,25 +14,26 @@ use http::uri::Scheme;
 use http::{Request, Response};
 use rand::RngExt;
 
-use super::balancer::{ATTEMPTS, InFlight, Tried};
+use super::balancer::{ATTEMPTS, InFlight, Millis, Tried};
 use super::bodies::{Flow, Guard, counted, guarded};
 use super::client::{self, literal};
-use super::observe::{self, Ends, Observed};
 use super::pod::PodNetwork;
 use super::policy::{Watched, Way};
 use super::ports::Target;
 use super::table::{Kind, Port, Protocol, Service};
-use super::traffic::{Pair, Security};
 use super::tunnel;
 use super::vnet::{Caller, Fabric, RENEWALS, Route};
 use super::{Body, HttpError, ReturnedRequest, SocketError, serve};
 use crate::dns::{self, Found};
 
 pub(crate) use self::head::{readdress, strip_hop_by_hop};
+use self::told::{Asked, Away, Whom};
 
 /// Calls in a row that one request may cause.
 const HOPS: u8 = 32;
 const HOPS_ON_ONE_STACK: u8 = 8;
+
+const NO_ENDPOINT: &str = "the Service has no ready endpoint";
 
 /// How many calls led to this request, as an extension. The network counts it up on every call; whoever runs a guest
 /// copies it from the request the guest answers to those it sends, so that a Service that calls itself comes to an end.
@@ -150,10 +152,12 @@ impl Call<'_> {
     ) -> Result<Response<Body>, HttpError> {
         // Who has a choice does not wait for a node that is slow to answer.
         let patient = service.hosts.len() == 1;
+        let begun = self.fabric.now();
+        let whom = Whom::Service(&service.key);
         let mut reason = None;
         for ip in hosts(self.fabric, service).take(ATTEMPTS) {
             let address = SocketAddr::new(ip, port);
-            match self.endpoint(address, request, None, patient).await {
+            match self.endpoint(address, request, None, patient, whom).await {
                 Err(HttpError::Returned {
                     reason: why,
                     request: back,
@@ -165,10 +169,8 @@ impl Call<'_> {
                 other => return other,
             }
         }
-        match reason {
-            Some(reason) => Err(gone(reason, request)),
-            None => Err(no_endpoint(service)),
-        }
+        let reason = reason.unwrap_or_else(|| NO_ENDPOINT.to_owned());
+        Err(self.lost(whom, begun, reason, request))
     }
 
     /// To an endpoint of a Service's port; one that does not take the request is followed by another. When none did,
@@ -178,11 +180,13 @@ impl Call<'_> {
         port: &Port,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, HttpError> {
+        let begun = self.fabric.now();
+        let mut now = begun;
         let mut renewed: Option<Arc<Port>> = None;
         let mut renewals = 0;
         loop {
             let port = renewed.as_deref().unwrap_or(port);
-            let (reason, busy, back) = match self.attempts(port, request).await {
+            let (reason, busy, back) = match self.attempts(port, request, now).await {
                 Err(HttpError::Returned {
                     reason,
                     busy,
@@ -190,16 +194,21 @@ impl Call<'_> {
                 }) => (reason, busy, request),
                 other => return other,
             };
+            request = back.into_inner();
             // Others will not come because these have too much to do.
-            if busy || port.endpoints.is_empty() || renewals == RENEWALS {
-                return Err(HttpError::NotReached(reason));
+            let hopeless = busy || port.endpoints.is_empty() || renewals == RENEWALS;
+            let next = if hopeless {
+                None
+            } else {
+                self.fabric.renewed(port).await
+            };
+            if next.is_none() {
+                let whom = Whom::Service(&port.service);
+                return Err(self.lost(whom, begun, reason, request));
             }
             renewals += 1;
-            match self.fabric.renewed(port).await {
-                Some(next) => renewed = Some(next),
-                None => return Err(HttpError::NotReached(reason)),
-            }
-            request = back.into_inner();
+            renewed = next;
+            now = self.fabric.now();
         }
     }
 
@@ -208,22 +217,26 @@ impl Call<'_> {
         &self,
         port: &Port,
         mut request: Request<Body>,
+        mut now: Millis,
     ) -> Result<Response<Body>, HttpError> {
         let mut tried = Tried::default();
         let (mut reason, mut busy) = (None, 0);
         loop {
             let client = Some(self.caller.from.ip());
-            let picked = self.fabric.pick(port, client, &tried).map(Arc::clone);
+            let picked = self.fabric.pick_at(port, client, &tried, now);
+            let picked = picked.map(Arc::clone);
             let Some(endpoint) = picked.filter(|_| busy < ATTEMPTS) else {
-                let reason =
-                    reason.unwrap_or_else(|| "the Service has no ready endpoint".to_owned());
+                let reason = reason.unwrap_or_else(|| NO_ENDPOINT.to_owned());
                 return Err(returned(reason, busy > 0, request));
             };
             let load = endpoint.load.begin();
-            match self
-                .endpoint(endpoint.address, request, Some(load), false)
-                .await
-            {
+            let asked = Asked::new(self.fabric, port, &endpoint, now);
+            let whom = Whom::Service(&port.service);
+            let answer = self
+                .endpoint(endpoint.address, request, Some(load), false, whom)
+                .await;
+            asked.answered();
+            match answer {
                 Ok(response) => {
                     if response.status().is_server_error() {
                         port.endpoints.failed(&endpoint, self.fabric.now());
@@ -237,11 +250,12 @@ impl Call<'_> {
                     busy: is_busy,
                     request: back,
                 }) => {
+                    now = self.fabric.now();
                     // Who has too much to do is avoided by its load.
                     if is_busy {
                         busy += 1;
                     } else {
-                        endpoint.load.refused(self.fabric.now());
+                        endpoint.load.refused(now);
                     }
                     request = back.into_inner();
                     if !tried.add(endpoint.address) {
@@ -250,8 +264,8 @@ impl Call<'_> {
                     reason = Some(why);
                 }
                 Err(error) => {
-                    use HttpError::{Connect, Guest, Timeout};
-                    if matches!(error, Connect(_) | Guest(_) | Timeout(_)) {
+                    use HttpError::{Broken, Connect, Guest, Timeout};
+                    if matches!(error, Broken(_) | Connect(_) | Guest(_) | Timeout(_)) {
                         port.endpoints.failed(&endpoint, self.fabric.now());
                     }
                     return Err(error);
@@ -268,19 +282,37 @@ impl Call<'_> {
         request: Request<Body>,
     ) -> Result<Response<Body>, HttpError> {
         let own = self.caller.pod.map(PodNetwork::address);
-        match self.fabric.route(own, address, Protocol::Tcp) {
-            Route::Outside => self.outside(request).await,
-            Route::Nowhere(error) => Err(client::from_socket(address, error)),
+        let begun = self.fabric.now();
+        let route = self.fabric.route(own, address, Protocol::Tcp);
+        let (whom, answer) = match &route {
+            Route::Outside => return self.outside(request).await,
+            Route::Nowhere(error) => return Err(client::from_socket(address, *error)),
             // It speaks no HTTP.
-            Route::Dns => Err(client::from_socket(address, SocketError::Refused)),
-            _ if tls => self.tls(address, host, request).await,
+            Route::Dns => return Err(client::from_socket(address, SocketError::Refused)),
+            _ if tls => return self.tls(address, host, request).await,
+            Route::Service(port) => return self.balanced(port, request).await,
             Route::Own => match self.caller.pod {
-                Some(pod) => self.pod(pod, address, request, None).await,
-                None => Err(client::from_socket(address, SocketError::Unreachable)),
+                Some(pod) => {
+                    let answer = self.pod(pod, address, request, None).await;
+                    (Whom::Workload(pod.workload()), answer)
+                }
+                None => return Err(client::from_socket(address, SocketError::Unreachable)),
             },
-            Route::Pod(pod) => self.pod(&pod, address, request, None).await,
-            Route::Node(_) => self.endpoint(address, request, None, true).await,
-            Route::Service(port) => self.balanced(&port, request).await,
+            Route::Pod(pod) => {
+                let answer = self.pod(pod, address, request, None).await;
+                (Whom::Workload(pod.workload()), answer)
+            }
+            Route::Node(_) => {
+                let whom = Whom::Nobody;
+                let answer = self.endpoint(address, request, None, true, whom).await;
+                (whom, answer)
+            }
+        };
+        match answer {
+            Err(HttpError::Returned {
+                reason, request, ..
+            }) => Err(self.lost(whom, begun, reason, request.into_inner())),
+            answer => answer,
         }
     }
 
@@ -314,13 +346,15 @@ impl Call<'_> {
         request: Request<Body>,
         load: Option<InFlight>,
         patient: bool,
+        whom: Whom<'_>,
     ) -> Result<Response<Body>, HttpError> {
         if let IpAddr::V4(ip) = address.ip() {
             if let Some(pod) = self.fabric.pod(ip) {
                 return self.pod(&pod, address, request, load).await;
             }
             if let Some(peer) = self.fabric.peer(ip) {
-                return self.remote(&peer, address, request, load, patient).await;
+                let away = Away::new(self, &peer, address, whom, &request);
+                return self.remote(away, request, load, patient).await;
             }
             if self.fabric.config.cluster_cidr.contains(&ip) {
                 // No longer anywhere.
@@ -368,7 +402,10 @@ impl Call<'_> {
         } else {
             handler.handle(request).await
         };
-        observed.answered(&answer);
+        match &answer {
+            Err(HttpError::Returned { reason, .. }) => observed.returned(reason),
+            answer => observed.answered(answer),
+        }
         let guard = Guard {
             load,
             request: Some(slot),
@@ -399,8 +436,10 @@ impl Call<'_> {
         let elsewhere = pod.is_none() && self.fabric.is_of_cluster(address.ip());
         let observed = (!elsewhere).then(|| self.observe(pod, address, &mut request).0);
         let answer = client.request(address, request).await;
-        if let Some(observed) = observed {
-            observed.answered(&answer);
+        match (observed, &answer) {
+            (Some(observed), Err(HttpError::Returned { reason, .. })) => observed.returned(reason),
+            (Some(observed), answer) => observed.answered(answer),
+            (None, _) => {}
         }
         let guard = Guard {
             load,
@@ -411,24 +450,33 @@ impl Call<'_> {
         Ok(guarded(response, guard, flow))
     }
 
-    /// To a pod of another node.
+    /// To a pod of another node, which counts what it hears of.
     async fn remote(
         &self,
-        peer: &tunnel::Peer,
-        address: SocketAddr,
+        away: Away<'_>,
         request: Request<Body>,
         load: Option<InFlight>,
         patient: bool,
     ) -> Result<Response<Body>, HttpError> {
-        let flow = self.admit(None, address).await?;
-        // The node that answers counts it.
-        let answer =
-            tunnel::send(self.fabric, peer, &self.caller, address, request, patient).await?;
+        let (peer, address) = (away.peer, away.address);
+        let flow = self.admit(None, address).await;
+        let flow = match flow {
+            Ok(flow) => flow,
+            Err(error) => {
+                away.answered();
+                return Err(error);
+            }
+        };
+        let answer = tunnel::send(self.fabric, peer, &self.caller, address, request, patient).await;
+        match &answer {
+            Err(error @ HttpError::Broken(_)) => away.broken(error),
+            _ => away.answered(),
+        }
         let guard = Guard {
             load,
             ..Guard::default()
         };
-        Ok(guarded(answer, guard, flow))
+        Ok(guarded(answer?, guard, flow))
     }
 
     async fn tls(
@@ -494,32 +542,6 @@ impl Call<'_> {
         };
         Ok(guarded(response, guard, None))
     }
-
-    /// Begins to watch a request; `None` is the outside.
-    fn observe(
-        &self,
-        pod: Option<&PodNetwork>,
-        address: SocketAddr,
-        request: &mut Request<Body>,
-    ) -> (Observed<'_>, Option<Arc<Pair>>) {
-        let (destination, security) = match pod {
-            Some(pod) => (pod.workload(), observe::security(&self.caller)),
-            None => (&self.fabric.outside, Security::Outside),
-        };
-        let pair = self
-            .fabric
-            .traffic
-            .pair(self.caller.workload, destination, security);
-        let ends = Ends {
-            source: self.caller.workload,
-            identity: self.caller.identity.map(|identity| &**identity),
-            destination,
-            address,
-            security,
-        };
-        let observed = self.fabric.observer.begin(ends, pair.clone(), request);
-        (observed, pair)
-    }
 }
 
 /// Nobody is there.
@@ -562,13 +584,6 @@ fn service_address(fabric: &Fabric, service: &Service, port: u16) -> Option<Sock
 fn no_port(service: &Service, port: u16) -> HttpError {
     HttpError::Connect(format!(
         "Service {}/{} has no port {port}",
-        service.key.namespace, service.key.name
-    ))
-}
-
-fn no_endpoint(service: &Service) -> HttpError {
-    HttpError::NotReached(format!(
-        "Service {}/{} has no ready endpoint",
         service.key.namespace, service.key.name
     ))
 }

@@ -7,12 +7,14 @@ pub(crate) mod trace;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Request, Response, header};
 use opentelemetry::KeyValue;
 use tokio::time::Instant;
 
-use self::access_log::{AccessLog, Line};
+use self::access_log::AccessLog;
+pub(crate) use self::access_log::Line;
 use self::trace::{Traced, Tracer};
 use super::identity::Identity;
 use super::traffic::{Pair, Security, Workload};
@@ -41,6 +43,9 @@ pub enum Error {
     },
 }
 
+/// Said of a request whose caller did not wait for its answer.
+pub(crate) const GIVEN_UP: &str = "given up by the caller";
+
 /// Whoever wants to know of requests.
 #[derive(Default)]
 pub(crate) struct Observer {
@@ -49,13 +54,15 @@ pub(crate) struct Observer {
     log: Option<AccessLog>,
 }
 
-/// One request that is being answered.
+/// One request that is being answered. Dropped before that, its caller has given it up.
 pub(crate) struct Observed<'a> {
     observer: &'a Observer,
     pair: Option<Arc<Pair>>,
     started: Instant,
     span: Option<Traced>,
     line: Option<Box<Line>>,
+    /// Nothing is left to tell.
+    over: bool,
 }
 
 impl Default for Config {
@@ -133,6 +140,49 @@ impl Observer {
             started: Instant::now(),
             span,
             line,
+            over: false,
+        }
+    }
+
+    /// There is an access log.
+    pub(crate) fn has_log(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// A request is about to be sent to who tells of it there: what the access log would say if no answer comes.
+    pub(crate) fn depart(&self, ends: Ends<'_>, request: &Request<Body>) -> Option<Box<Line>> {
+        self.has_log()
+            .then(|| Box::new(self.line(ends, request, None)))
+    }
+
+    /// What [`Observer::depart`] gave got no answer, or nobody was there to begin with.
+    pub(crate) fn unanswered(
+        &self,
+        pair: Option<&Pair>,
+        line: Option<Box<Line>>,
+        took: Duration,
+        error: &str,
+    ) {
+        if let Some(pair) = pair {
+            pair.answered(None, took);
+        }
+        if let Some(line) = line {
+            self.write(line, None, Some(error.to_owned()), took);
+        }
+    }
+
+    fn write(
+        &self,
+        mut line: Box<Line>,
+        status: Option<u16>,
+        error: Option<String>,
+        took: Duration,
+    ) {
+        if let Some(log) = &self.log {
+            line.duration_ms = took.as_secs_f64() * 1e3;
+            line.status = status;
+            line.error = error;
+            log.add(*line);
         }
     }
 
@@ -190,24 +240,53 @@ fn attributes(ends: Ends<'_>, request: &Request<Body>) -> Vec<KeyValue> {
 
 impl Observed<'_> {
     /// The head of the answer is there, or there will be none.
-    pub(crate) fn answered(self, answer: &Result<Response<Body>, HttpError>) {
+    pub(crate) fn answered(mut self, answer: &Result<Response<Body>, HttpError>) {
+        match answer {
+            Ok(response) => self.end(Ok(response.status().as_u16())),
+            Err(error) => self.end(Err(error)),
+        }
+    }
+
+    /// Nobody saw it: it goes elsewhere, and whoever finds nobody for it counts it.
+    pub(crate) fn returned(mut self, reason: &str) {
+        self.over = true;
+        if let Some(span) = &mut self.span {
+            span.answered(Err(reason.to_owned()));
+        }
+    }
+
+    /// There was nobody who could have answered; how long somebody was looked for.
+    pub(crate) fn lost(mut self, reason: &str, took: Duration) {
+        self.over = true;
+        if let Some(span) = &mut self.span {
+            span.answered(Err(reason.to_owned()));
+        }
+        let line = self.line.take();
+        self.observer
+            .unanswered(self.pair.as_deref(), line, took, reason);
+    }
+
+    fn end(&mut self, outcome: Result<u16, &dyn std::fmt::Display>) {
+        self.over = true;
         let took = self.started.elapsed();
-        let status = answer.as_ref().ok().map(|r| r.status().as_u16());
+        let status = outcome.as_ref().ok().copied();
         if let Some(pair) = &self.pair {
             pair.answered(status, took);
         }
-        let outcome = || match answer {
-            Ok(response) => Ok(response.status().as_u16()),
-            Err(error) => Err(error.to_string()),
-        };
-        if let Some(mut span) = self.span {
-            span.answered(outcome());
+        if let Some(span) = &mut self.span {
+            span.answered(outcome.map_err(ToString::to_string));
         }
-        if let (Some(mut line), Some(log)) = (self.line, &self.observer.log) {
-            line.duration_ms = took.as_secs_f64() * 1e3;
-            line.status = status;
-            line.error = outcome().err();
-            log.add(*line);
+        if let Some(line) = self.line.take() {
+            let error = outcome.err().map(ToString::to_string);
+            self.observer.write(line, status, error, took);
+        }
+    }
+}
+
+impl Drop for Observed<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.end(Err(&GIVEN_UP));
         }
     }
 }

@@ -90,10 +90,6 @@ impl Front {
         address: SocketAddr,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, HttpError> {
-        let Some(slot) = self.requests.begin() else {
-            let text = format!("{address}: the pod is too busy");
-            return Err(HttpError::NotReached(text));
-        };
         let ends = Ends {
             source: &self.source,
             identity: self.identity.as_deref(),
@@ -106,6 +102,12 @@ impl Front {
             .pair(ends.source, ends.destination, self.security);
         // The bytes are counted by the connection.
         let observed = fabric.observer.begin(ends, pair, &mut request);
+        let Some(slot) = self.requests.begin() else {
+            let text = format!("{address}: the pod is too busy");
+            let answer = Err(HttpError::NotReached(text));
+            observed.answered(&answer);
+            return answer;
+        };
         let answer = Arc::clone(&self.handler).handle(request).await;
         observed.answered(&answer);
         let guard = Guard {

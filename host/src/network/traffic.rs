@@ -2,28 +2,34 @@
 //! where the destination lives (its node answers for it), or at the source for what leaves the cluster. Never blocks a
 //! request for more than a map lookup.
 
+mod answers;
 mod report;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+pub(crate) use self::answers::Answers;
 pub(crate) use self::report::{graph, prometheus};
 
-/// Workload names remembered; later ones are counted together as `other`.
+/// Workload names remembered; those beyond are counted together as `other`.
 const WORKLOADS: usize = 10_000;
 /// A pair takes some 400 bytes.
 const PAIRS: usize = 20_000;
+/// Once half of either is taken, pairs between which nothing has passed for this long are forgotten.
+const QUIET: Duration = Duration::from_secs(3_600);
 
 /// The destination of egress, the source of listeners.
 pub(crate) const OUTSIDE: &str = "outside";
 const OTHER: &str = "other";
+/// The destination of what was sent to an address that nothing is known of.
+pub(crate) const NOBODY: &str = "unknown";
 
 /// Upper bounds of the histogram's buckets, in microseconds; the last bucket has none.
-pub(crate) const BOUNDS: [u64; 13] = [
+pub(crate) const BOUNDS: [u64; 16] = [
     250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
-    5_000_000,
+    5_000_000, 10_000_000, 30_000_000, 60_000_000,
 ];
 
 /// How the bytes came, or went.
@@ -61,6 +67,9 @@ pub(crate) struct Pair {
     /// Requests at the last tick, and how many there were per second in the time before it (as the bits of an f64).
     ticked: AtomicU64,
     rate: AtomicU64,
+    /// All counters together at the last tick, and the milliseconds since the last tick at which they had changed.
+    stirred: AtomicU64,
+    quiet: AtomicU64,
 }
 
 /// A connection that is open; dropping it says that it was closed.
@@ -94,8 +103,17 @@ pub struct Flow {
 
 #[derive(Default)]
 pub(crate) struct Traffic {
-    workloads: RwLock<HashMap<String, Arc<Workload>>>,
+    workloads: RwLock<Workloads>,
     pairs: RwLock<HashMap<(u32, u32, Security), Arc<Pair>>>,
+    /// Times that something was not counted, because there was no room for its pair.
+    left_out: AtomicU64,
+}
+
+#[derive(Default)]
+struct Workloads {
+    by_name: HashMap<String, Arc<Workload>>,
+    /// Numbers are given once.
+    given: u32,
 }
 
 // === impl Security ===
@@ -120,7 +138,7 @@ impl Traffic {
                 .workloads
                 .read()
                 .unwrap_or_else(PoisonError::into_inner);
-            if let Some(workload) = all.get(name) {
+            if let Some(workload) = all.by_name.get(name) {
                 return Arc::clone(workload);
             }
         }
@@ -128,15 +146,17 @@ impl Traffic {
             .workloads
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        let name = if all.len() < WORKLOADS { name } else { OTHER };
-        if let Some(workload) = all.get(name) {
+        let full = all.by_name.len() >= WORKLOADS;
+        let name = if full { OTHER } else { name };
+        if let Some(workload) = all.by_name.get(name) {
             return Arc::clone(workload);
         }
         let workload = Arc::new(Workload {
-            number: u32::try_from(all.len()).unwrap_or(u32::MAX),
+            number: all.given,
             name: name.to_owned(),
         });
-        all.insert(name.to_owned(), Arc::clone(&workload));
+        all.given = all.given.wrapping_add(1);
+        all.by_name.insert(name.to_owned(), Arc::clone(&workload));
         workload
     }
 
@@ -157,13 +177,18 @@ impl Traffic {
             return known;
         }
         let mut pairs = self.pairs.write().unwrap_or_else(PoisonError::into_inner);
-        if pairs.len() >= PAIRS {
+        if pairs.len() >= PAIRS && !pairs.contains_key(&key) {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         let pair = pairs
             .entry(key)
             .or_insert_with(|| Arc::new(Pair::new(&source.name, &destination.name, security)));
         Some(Arc::clone(pair))
+    }
+
+    pub(crate) fn left_out(&self) -> u64 {
+        self.left_out.load(Ordering::Relaxed)
     }
 
     pub(crate) fn flows(&self) -> Vec<Flow> {
@@ -176,12 +201,42 @@ impl Traffic {
         flows
     }
 
-    /// Works out rates; `passed` is the time since the last call.
+    /// Works out rates and makes room; `passed` is the time since the last call.
     pub(crate) fn tick(&self, passed: Duration) {
-        let pairs = self.pairs.read().unwrap_or_else(PoisonError::into_inner);
-        for pair in pairs.values() {
-            pair.tick(passed);
+        let crowded = {
+            let pairs = self.pairs.read().unwrap_or_else(PoisonError::into_inner);
+            for pair in pairs.values() {
+                pair.tick(passed);
+            }
+            pairs.len() >= PAIRS / 2
+        };
+        let workloads = self
+            .workloads
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let crowded = crowded || workloads.by_name.len() >= WORKLOADS / 2;
+        drop(workloads);
+        if crowded {
+            self.forget();
         }
+    }
+
+    /// Pairs that are quiet, then workloads that nobody has and no pair is left of: a name that comes back gets another
+    /// number, and must not find a pair of its old one.
+    fn forget(&self) {
+        let mut pairs = self.pairs.write().unwrap_or_else(PoisonError::into_inner);
+        pairs.retain(|_, pair| !pair.is_quiet() || Arc::strong_count(pair) > 1);
+        let used: HashSet<u32> = pairs
+            .keys()
+            .flat_map(|(from, to, _)| [*from, *to])
+            .collect();
+        let mut workloads = self
+            .workloads
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        workloads
+            .by_name
+            .retain(|_, known| Arc::strong_count(known) > 1 || used.contains(&known.number));
     }
 }
 
@@ -210,6 +265,8 @@ impl Pair {
             received: AtomicU64::default(),
             ticked: AtomicU64::default(),
             rate: AtomicU64::default(),
+            stirred: AtomicU64::default(),
+            quiet: AtomicU64::default(),
         }
     }
 
@@ -251,6 +308,22 @@ impl Pair {
         let before = self.ticked.swap(requests, Ordering::Relaxed);
         let rate = requests.saturating_sub(before) as f64 / passed.as_secs_f64().max(0.001);
         self.rate.store(rate.to_bits(), Ordering::Relaxed);
+        let more = [&self.connections, &self.sent, &self.received];
+        let stirred = more.iter().fold(requests, |sum, counter| {
+            sum.wrapping_add(counter.load(Ordering::Relaxed))
+        });
+        let open = self.open.load(Ordering::Relaxed) > 0;
+        if self.stirred.swap(stirred, Ordering::Relaxed) != stirred || open {
+            self.quiet.store(0, Ordering::Relaxed);
+        } else {
+            let passed = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
+            self.quiet.fetch_add(passed, Ordering::Relaxed);
+        }
+    }
+
+    /// Nothing has passed for long, and nothing can without a new connection or request.
+    fn is_quiet(&self) -> bool {
+        Duration::from_millis(self.quiet.load(Ordering::Relaxed)) >= QUIET
     }
 
     fn read(&self) -> Flow {
@@ -301,7 +374,7 @@ mod tests {
         drop(pair.connected());
         pair.answered(Some(204), Duration::from_micros(250));
         pair.answered(Some(503), Duration::from_millis(30));
-        pair.answered(None, Duration::from_secs(9));
+        pair.answered(None, Duration::from_secs(90));
         open.pair().sent(3);
         pair.received(5);
         traffic.tick(Duration::from_secs(2));
@@ -323,5 +396,42 @@ mod tests {
         }
         assert_eq!(traffic.workload("default/new").name(), OTHER);
         assert_eq!(traffic.workload("default/1").name(), "default/1");
+    }
+
+    #[test]
+    fn quiet_pairs_make_room_for_new_ones_and_what_finds_none_is_counted() {
+        let traffic = Traffic::default();
+        let web = traffic.workload("default/web");
+        let security = Security::InProcess;
+        let kept = traffic.workload("default/kept");
+        let open = traffic.pair(&kept, &web, security).unwrap().connected();
+        let named = |number: usize| traffic.workload(&format!("default/bare-{number}"));
+        for number in 0..WORKLOADS - 3 {
+            let pair = traffic.pair(&named(number), &web, security).unwrap();
+            pair.answered(Some(200), Duration::ZERO);
+            traffic.pair(&web, &named(number), security).unwrap();
+        }
+        for number in 0..10 {
+            traffic.pair(&web, &named(number), Security::Outside);
+        }
+        assert!(traffic.left_out() > 0, "there is an end to it");
+        traffic.workload("default/last");
+        assert_eq!(traffic.workload("default/new").name(), OTHER);
+        traffic.tick(Duration::from_secs(10));
+        traffic.tick(QUIET / 2);
+        let talks = named(7);
+        let pair = traffic.pair(&talks, &web, security).unwrap();
+        pair.answered(Some(200), Duration::ZERO);
+        drop(pair);
+        traffic.tick(QUIET / 2);
+        traffic.tick(QUIET / 2);
+        let flows = traffic.flows();
+        let sources: Vec<&str> = flows.iter().map(|flow| flow.source.as_str()).collect();
+        assert_eq!(sources, ["default/bare-7", "default/kept"]);
+        assert_eq!(flows[0].requests, 2);
+        let new = traffic.workload("default/new");
+        assert_eq!(new.name(), "default/new");
+        assert!(traffic.pair(&new, &web, security).is_some());
+        drop(open);
     }
 }

@@ -28,7 +28,7 @@ use super::pod::{PodIdentity, PodNetwork};
 use super::policy::Gate;
 use super::ports::{PortTable, Sockets};
 use super::table::{Port, Protocol, Table};
-use super::traffic::{OUTSIDE, Traffic, Workload};
+use super::traffic::{Answers, OUTSIDE, Traffic, Workload};
 use super::tunnel::{self, Peer, Source, Tunnel};
 use super::udp::{Lost, Outsiders};
 use super::{Config, Error, SocketError, Stream};
@@ -57,6 +57,8 @@ pub(crate) struct Fabric {
     pub(crate) egress: Egress,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) traffic: Traffic,
+    /// What clients of Ingress and Gateway were answered.
+    pub(crate) answers: Answers,
     pub(crate) observer: Observer,
     pub(crate) outside: Arc<Workload>,
     /// Every task of the network.
@@ -143,6 +145,7 @@ impl Fabric {
             upstream,
             outside: traffic.workload(OUTSIDE),
             traffic,
+            answers: Answers::default(),
             dns: Arc::new(Dns::new(
                 &config.dns,
                 &config.cluster_domain,
@@ -283,8 +286,17 @@ impl Fabric {
         client: Option<IpAddr>,
         tried: &Tried,
     ) -> Option<&'a Arc<Endpoint>> {
+        self.pick_at(port, client, tried, self.now())
+    }
+
+    pub(crate) fn pick_at<'a>(
+        &self,
+        port: &'a Port,
+        client: Option<IpAddr>,
+        tried: &Tried,
+        now: Millis,
+    ) -> Option<&'a Arc<Endpoint>> {
         let mut rng = rand::rng();
-        let now = self.now();
         let draw = |n: usize| rng.random_range(0..n);
         let (Some(affinity), Some(client)) = (&port.affinity, client) else {
             return balancer::pick(&port.endpoints, tried, now, draw);

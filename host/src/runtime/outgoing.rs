@@ -95,6 +95,7 @@ fn to_error(error: HttpError) -> Error {
         HttpError::Guest(_) => Error::HttpResponseIncomplete,
         HttpError::Timeout(_) => Error::HttpResponseTimeout,
         HttpError::Connect(_) => Error::ConnectionRefused,
+        HttpError::Broken(_) => Error::ConnectionTerminated,
         HttpError::Tls(_) => Error::TlsProtocolError,
         HttpError::Forbidden(_) => Error::HttpRequestDenied,
         HttpError::Invalid(_) => Error::HttpRequestUriInvalid,

@@ -174,8 +174,14 @@ impl Edge {
         let buckets = self.sum.remove(BUCKETS).as_ref().map(numbers);
         let buckets = buckets.unwrap_or_default();
         for (name, part) in [("p50Seconds", 0.5), ("p99Seconds", 0.99)] {
-            if let Some(seconds) = quantile(&buckets, &self.bounds, part) {
-                self.sum.insert(name.to_owned(), json!(seconds));
+            match quantile(&buckets, &self.bounds, part) {
+                Some(Quantile::Is(seconds)) => {
+                    self.sum.insert(name.to_owned(), json!(seconds));
+                }
+                Some(Quantile::AtLeast(seconds)) => {
+                    self.sum.insert(format!("{name}AtLeast"), json!(seconds));
+                }
+                None => {}
             }
         }
         self.sum.into()
@@ -188,9 +194,16 @@ fn numbers(list: &Value) -> Vec<u64> {
     list.map(|number| number.as_u64().unwrap_or(0)).collect()
 }
 
+#[derive(Debug, PartialEq)]
+enum Quantile {
+    Is(f64),
+    /// Beyond the last bound nothing is known but that.
+    AtLeast(f64),
+}
+
 /// By linear interpolation within the bucket, as Prometheus estimates; `None` without requests.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-fn quantile(buckets: &[u64], bounds: &[u64], part: f64) -> Option<f64> {
+fn quantile(buckets: &[u64], bounds: &[u64], part: f64) -> Option<Quantile> {
     let total = buckets.iter().fold(0u64, |sum, n| sum.saturating_add(*n));
     let last = *bounds.last()?;
     if total == 0 {
@@ -203,10 +216,11 @@ fn quantile(buckets: &[u64], bounds: &[u64], part: f64) -> Option<f64> {
         if below + count >= wanted && count > 0.0 {
             let below_it = |at: usize| bounds.get(at).copied().unwrap_or(last);
             let low = at.checked_sub(1).map_or(0, below_it) as f64;
-            // Beyond the last bound nothing is known but that.
-            let high = bounds.get(at).map_or(low, |bound| *bound as f64);
-            let micros = low + (high - low) * ((wanted - below) / count);
-            return Some(micros / 1e6);
+            let Some(high) = bounds.get(at) else {
+                return Some(Quantile::AtLeast(low / 1e6));
+            };
+            let micros = low + (*high as f64 - low) * ((wanted - below) / count);
+            return Some(Quantile::Is(micros / 1e6));
         }
         below += count;
     }
@@ -290,7 +304,14 @@ mod tests {
 
     #[test]
     fn beyond_the_last_bound_the_bound_is_all_that_is_known() {
-        assert_eq!(quantile(&[0, 0, 5], &[1000, 2000], 0.5), Some(0.002));
+        let slow = quantile(&[0, 0, 5], &[1000, 2000], 0.5);
+        assert_eq!(slow, Some(Quantile::AtLeast(0.002)));
+        let picture =
+            json!({"bucketBoundsMicroseconds": [1000, 2000], "edges": [edge(5, [3, 0, 2])]});
+        let graph = join(vec![("n1", Ok(picture))]);
+        assert_eq!(graph["edges"][0]["p99SecondsAtLeast"], 0.002);
+        assert_eq!(graph["edges"][0]["p99Seconds"], Value::Null);
+        assert!(graph["edges"][0]["p50Seconds"].is_number());
         assert_eq!(quantile(&[0, 0, 0], &[1000, 2000], 0.5), None);
     }
 }

@@ -373,3 +373,47 @@ async fn a_service_that_is_a_name_leads_there_within_the_egress_policy() {
         rig.network.shutdown(Duration::ZERO).await;
     }
 }
+
+#[tokio::test]
+async fn every_answer_is_counted_by_its_route_and_code() {
+    let mut rig = Rig::limits(|limits| limits.read = Duration::from_millis(50));
+    let (web, _serving) = guests::web(&rig.network, "web");
+    rig.service("web", &[&web]);
+    rig.service("empty", &[]);
+    let hangs = guests::pod(&rig.network, "hangs");
+    let never = Arc::new(guests::Guest(|_| std::future::pending()));
+    let _hanging = hangs.serve_http(crate::network::Ports::All, never).unwrap();
+    rig.service("hangs", &[&hangs]);
+    for name in ["web", "empty", "hangs"] {
+        rig.ingress(&format!("{name}.test"), name, json!({}));
+    }
+    let at = rig.http().await;
+    for (name, code) in [
+        ("web", "200"),
+        ("empty", "503"),
+        ("hangs", "504"),
+        ("no", "404"),
+    ] {
+        let answer = curl(at, &get(&format!("{name}.test"), "/")).await;
+        assert_eq!(status(&answer), code, "{name}: {answer}");
+    }
+    let metrics = rig.network.metrics();
+    for labels in [
+        r#"kind="Ingress",namespace="shop",name="i0",code="200""#,
+        r#"kind="Ingress",namespace="shop",name="i1",code="503""#,
+        r#"kind="Ingress",namespace="shop",name="i2",code="504""#,
+        r#"kind="",namespace="",name="",code="404""#,
+    ] {
+        let line = format!("coracle_ingress_requests_total{{{labels}}} 1\n");
+        assert!(metrics.contains(&line), "{line}in {metrics}");
+    }
+    let of_hangs = metrics.lines().find(|line| {
+        line.starts_with("coracle_mesh_requests_total")
+            && line.contains(r#"destination_workload="hangs""#)
+    });
+    assert!(
+        of_hangs.unwrap().ends_with(r#"response_class="none"} 1"#),
+        "{of_hangs:?}"
+    );
+    rig.network.shutdown(Duration::ZERO).await;
+}

@@ -286,7 +286,23 @@ async fn a_busy_pod_refuses_and_load_ends_with_the_body() {
     let refused = client.http(get("http://hello/")).await.unwrap_err();
     assert!(matches!(refused, HttpError::NotReached(_)), "{refused}");
     let flows = network.flows();
-    assert_eq!(flows[0].answers, [0, 2, 0, 0, 0, 0], "both ways: {flows:?}");
+    let answers = |destination| {
+        flows
+            .iter()
+            .find(|f| f.destination == destination)
+            .unwrap()
+            .answers
+    };
+    assert_eq!(
+        answers("shop/slow"),
+        [0, 2, 0, 0, 0, 1],
+        "both ways: {flows:?}"
+    );
+    assert_eq!(
+        answers("shop/hello"),
+        [0, 0, 0, 0, 0, 2],
+        "and in no way: {flows:?}"
+    );
     drop(streaming);
     let free = async {
         while client.http(get("http://hello/")).await.is_err() {

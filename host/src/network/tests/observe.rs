@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use super::{Guest, hello, pod, text};
+use super::{Guest, ask, get, hello, network, pod, publish, text, web};
 use crate::network::{Config, Network, Ports, Security, observe, serve};
 
 /// A collector that takes one batch and hands over what it got.
@@ -115,4 +116,102 @@ async fn a_request_joins_its_callers_trace_and_is_logged() {
         (&line["source"], &line["destination"]),
         (&"shop/client".into(), &"shop/web".into())
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_answered_is_told_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("access.log");
+    let network = Network::new(Config {
+        observe: observe::Config {
+            access_log: Some(log.clone()),
+            ..observe::Config::default()
+        },
+        ..Config::default()
+    })
+    .unwrap();
+    let (client, web) = (pod(&network, "client"), pod(&network, "web"));
+    let never = Guest(|_| std::future::pending());
+    let _serving = web.serve_http(Ports::All, Arc::new(never)).unwrap();
+    hello(&network, &[&web]);
+    let call = client.http(get("http://hello/slow"));
+    let given_up = tokio::time::timeout(Duration::from_millis(50), call).await;
+    assert!(given_up.is_err());
+    let flow = network.flows().remove(0);
+    assert_eq!(flow.destination, "shop/web");
+    assert_eq!(flow.answers, [0, 0, 0, 0, 0, 1]);
+    assert_eq!(flow.duration, Duration::from_millis(50));
+
+    let spec = json!({"clusterIP": "10.96.0.8", "ports": [{"port": 80}]});
+    publish(&network, "empty", spec, json!([{"port": 8080}]), &[]);
+    assert!(client.http(get("http://empty/")).await.is_err());
+    let gone = pod(&network, "gone");
+    assert!(
+        client
+            .http(get(&format!("http://{}/", gone.address())))
+            .await
+            .is_err()
+    );
+    let flows = network.flows();
+    let errors: Vec<(&str, u64)> = flows
+        .iter()
+        .map(|f| (f.destination.as_str(), f.errors))
+        .collect();
+    assert_eq!(
+        errors,
+        [("shop/empty", 1), ("shop/gone", 1), ("shop/web", 1)]
+    );
+
+    network.shutdown(Duration::ZERO).await;
+    drop((client, web, gone, network));
+    let lines = tokio::task::spawn_blocking(move || {
+        loop {
+            let text = std::fs::read_to_string(&log).unwrap();
+            if text.lines().count() >= 3 {
+                break text;
+            }
+            std::thread::yield_now();
+        }
+    });
+    let lines = lines.await.unwrap();
+    let line = |n: usize| {
+        serde_json::from_str::<serde_json::Value>(lines.lines().nth(n).unwrap()).unwrap()
+    };
+    assert_eq!(line(0)["path"], "/slow");
+    assert_eq!(line(0)["error"], "given up by the caller");
+    assert_eq!(line(1)["destination"], "shop/empty");
+    assert!(
+        line(1)["error"]
+            .as_str()
+            .unwrap()
+            .contains("no ready endpoint")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_lets_everybody_wait_is_passed_over() {
+    let network = network();
+    let client = pod(&network, "client");
+    let hangs = pod(&network, "hangs");
+    let never = Guest(|_| std::future::pending());
+    let _serving = hangs.serve_http(Ports::All, Arc::new(never)).unwrap();
+    let (good, _good) = web(&network, "good");
+    hello(&network, &[&hangs, &good]);
+    let mut waited = 0;
+    for _ in 0..200 {
+        let call = client.http(get("http://hello/"));
+        if tokio::time::timeout(Duration::from_secs(2), call)
+            .await
+            .is_err()
+        {
+            waited += 1;
+            if waited == 5 {
+                break;
+            }
+        }
+    }
+    assert_eq!(waited, 5, "it is asked");
+    for _ in 0..50 {
+        assert_eq!(ask(&client, "http://hello/").await.unwrap(), "good hello /");
+    }
 }

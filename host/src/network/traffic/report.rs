@@ -38,7 +38,7 @@ const FAMILIES: [Family; 4] = [
 ];
 
 /// Prometheus' text format 0.0.4. Names of workloads are Kubernetes names: nothing in them needs escaping.
-pub(crate) fn prometheus(flows: &[Flow]) -> String {
+pub(crate) fn prometheus(flows: &[Flow], left_out: u64) -> String {
     let mut out = String::new();
     // Writing into a String cannot fail.
     for (name, kind, help, value) in FAMILIES {
@@ -68,6 +68,11 @@ pub(crate) fn prometheus(flows: &[Flow]) -> String {
     for flow in flows.iter().filter(|flow| flow.requests > 0) {
         histogram(&mut out, name, flow);
     }
+    let name = "coracle_mesh_left_out_total";
+    let _ = writeln!(
+        out,
+        "# HELP {name} Requests and connections of pairs of workloads there was no room to count\n# TYPE {name} counter\n{name} {left_out}"
+    );
     out
 }
 
@@ -153,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_histogram_is_cumulative_and_ends_with_everything() {
-        let text = prometheus(&flows());
+        let text = prometheus(&flows(), 3);
         let labels = "source_workload=\"outside\",source_namespace=\"\",destination_workload=\"web\",\
                       destination_namespace=\"shop\",connection_security=\"outside\"";
         for line in [
@@ -163,6 +168,7 @@ mod tests {
             format!("coracle_mesh_request_duration_seconds_bucket{{{labels},le=\"+Inf\"}} 2"),
             format!("coracle_mesh_request_duration_seconds_count{{{labels}}} 2"),
             format!("coracle_mesh_requests_total{{{labels},response_class=\"5xx\"}} 1"),
+            "coracle_mesh_left_out_total 3".to_owned(),
         ] {
             assert!(text.contains(&line), "{line}\nin\n{text}");
         }

@@ -97,7 +97,7 @@ pub(crate) async fn send(
         Err(error) if unseen(&error) => return unseen_by_all(SocketError::Unreachable, sending),
         Err(error) => {
             let text = format!("{endpoint} on node {}: {error}", peer.node.name);
-            return failed(HttpError::Connect(text));
+            return failed(HttpError::Broken(text));
         }
     };
     let (mut answer, recv) = answer.into_parts();

@@ -99,7 +99,7 @@ pub(super) fn failure(error: &HttpError) -> (&'static str, &str) {
         }
         HttpError::Guest(text) => ("guest", text),
         HttpError::Timeout(text) => ("timeout", text),
-        HttpError::Connect(text) => ("connect", text),
+        HttpError::Connect(text) | HttpError::Broken(text) => ("connect", text),
         HttpError::Tls(text) => ("tls", text),
         HttpError::Forbidden(text) => ("forbidden", text),
         HttpError::NotFound(text) => ("not-found", text),

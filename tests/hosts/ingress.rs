@@ -155,6 +155,8 @@ pub(crate) fn works(cluster: &Cluster) {
         }
     });
 
+    passes_policies(cluster);
+
     for (kind, name) in OBJECTS {
         cluster.lab.wait(
             &format!("the addresses of all hosts in {kind} {name}"),
@@ -166,6 +168,45 @@ pub(crate) fn works(cluster: &Cluster) {
             },
         );
     }
+}
+
+/// The endpoint is shut to everybody, then open to what charts call the ingress controller: through the host it is on, and
+/// through the others.
+fn passes_policies(cluster: &Cluster) {
+    let answers = |expected: u16| {
+        cluster.lab.inside("hub", || {
+            for (node, number) in NODES {
+                for (port, host) in [(80, PLAIN), (GATEWAY, ROUTED)] {
+                    wait_for(&format!("{expected} for {host} at {node}"), || {
+                        let (status, _) = load::ask(address(number, port), host, "/").ok()?;
+                        (status == expected).then_some(())
+                    });
+                }
+            }
+        });
+    };
+    let policy = |name: &str, ingress: &str| {
+        cluster.lab.apply(&format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}, namespace: front}}\n\
+             spec: {{podSelector: {{}}, policyTypes: [Ingress], ingress: [{ingress}]}}\n"
+        ));
+    };
+    policy("deny", "");
+    answers(403);
+    policy(
+        "controller",
+        "{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: ingress-nginx}}}]}",
+    );
+    answers(200);
+    let delete = [
+        "delete",
+        "-n",
+        "front",
+        "networkpolicy",
+        "deny",
+        "controller",
+    ];
+    cluster.lab.kubectl(&delete);
 }
 
 const OBJECTS: [(&str, &str); 3] = [

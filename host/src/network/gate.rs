@@ -84,7 +84,7 @@ impl Gate {
     ) -> Result<Response<Body>, HttpError> {
         let call = Call {
             fabric: &self.fabric,
-            caller: self.fabric.rim_from(from),
+            caller: self.fabric.ingress_from(from),
         };
         match target {
             Target::Endpoints(port) => call.balanced(port, request).await,
@@ -123,7 +123,7 @@ impl Gate {
         target: &Target,
         seen: SocketAddr,
     ) -> Result<Stream, SocketError> {
-        let caller = self.fabric.rim_from(from);
+        let caller = self.fabric.ingress_from(from);
         match target {
             Target::Endpoints(port) => self.fabric.connect_service(&caller, port, seen).await,
             Target::Name(name, port) => self.connect_named(&caller, name, *port).await,

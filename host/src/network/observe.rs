@@ -195,7 +195,10 @@ impl Observer {
             time: jiff::Timestamp::now(),
             node: self.node.clone(),
             source: ends.source.name().to_owned(),
-            source_identity: ends.identity.map(|id| id.spiffe().to_string()),
+            source_identity: ends
+                .identity
+                .filter(|id| !id.is_ingress())
+                .map(|id| id.spiffe().to_string()),
             destination: ends.destination.name().to_owned(),
             address: ends.address.to_string(),
             security: ends.security.as_str(),

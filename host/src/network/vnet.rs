@@ -61,6 +61,8 @@ pub(crate) struct Fabric {
     pub(crate) answers: Answers,
     pub(crate) observer: Observer,
     pub(crate) outside: Arc<Workload>,
+    /// As which Ingress and Gateway are judged, beside their clients.
+    ingress: Arc<Identity>,
     /// Every task of the network.
     pub(crate) tasks: TaskTracker,
     /// Shutdown has begun: accept nothing new, finish what is in flight.
@@ -146,6 +148,7 @@ impl Fabric {
             outside: traffic.workload(OUTSIDE),
             traffic,
             answers: Answers::default(),
+            ingress: Arc::new(Identity::ingress()),
             dns: Arc::new(Dns::new(
                 &config.dns,
                 &config.cluster_domain,
@@ -271,6 +274,14 @@ impl Fabric {
             sockets: None,
             workload: &self.outside,
             identity: None,
+        }
+    }
+
+    /// A client outside whose request Ingress or Gateway passes on.
+    pub(crate) fn ingress_from(&self, from: SocketAddr) -> Caller<'_> {
+        Caller {
+            identity: Some(&self.ingress),
+            ..self.rim_from(from)
         }
     }
 

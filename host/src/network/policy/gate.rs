@@ -17,6 +17,7 @@ use super::open::{Opened, Way};
 use super::rules::{self, At, Direction, End, Facts, NamedPort, Policy, Verdict};
 use super::table::{Peer, Table};
 use crate::network::SocketError;
+use crate::network::identity;
 use crate::network::namespaces::Labels;
 use crate::network::pod::PodNetwork;
 use crate::network::table::Protocol;
@@ -372,6 +373,7 @@ impl Fabric {
         identity: Option<&crate::network::identity::Identity>,
     ) -> String {
         let known = match (identity, ip) {
+            (Some(identity), _) if identity.is_ingress() => return format!("Ingress ({ip})"),
             (Some(identity), _) => Some((identity.namespace.clone(), identity.pod.clone())),
             (None, IpAddr::V4(address)) => self.pod(address).map(|pod| {
                 let identity = pod.identity();
@@ -474,7 +476,7 @@ impl Fabric {
     fn is_node(&self, way: &Way) -> bool {
         let ip = way.from.ip();
         way.source.is_none()
-            && way.identity.is_none()
+            && way.identity.as_ref().is_none_or(|id| id.is_ingress())
             && (ip.is_loopback() || ip == IpAddr::V4(self.node_address))
     }
 
@@ -494,6 +496,12 @@ impl Fabric {
         let ip = way.from.ip();
         let known = match (source, &way.identity) {
             (Some(source), _) => Some(facts(table, source)),
+            // Its client's address counts as well: so it is where policies name no controller.
+            (None, Some(identity)) if identity.is_ingress() => Some(Facts {
+                namespace: identity::INGRESS,
+                labels: identity::ingress_labels(),
+                ports: &[],
+            }),
             (None, Some(identity)) => {
                 let peer = table.peers.named(&identity.namespace, &identity.pod);
                 let peer = peer.filter(|peer| self.is_at(peer, ip));

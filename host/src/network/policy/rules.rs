@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::counts::Counts;
 use super::selector::Selector;
+use crate::network::identity;
 use crate::network::namespaces::{Labels, Namespaces};
 use crate::network::table::Protocol;
 
@@ -351,7 +352,8 @@ impl Peers {
             Some(selector) => match known.labels(pod.namespace) {
                 Some(labels) => selector.matches(labels),
                 None if !known.complete => return Holds::Maybe,
-                None => false,
+                None => identity::namespace_labels(pod.namespace)
+                    .is_some_and(|labels| selector.matches(labels)),
             },
         };
         if holds { Holds::Yes } else { Holds::No }

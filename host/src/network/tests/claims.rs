@@ -102,3 +102,23 @@ async fn a_node_poses_as_no_pod_of_another() {
     assert_eq!((own, other, posed), (Ok(()), denied, denied));
     cluster.network.shutdown(Duration::ZERO).await;
 }
+
+#[tokio::test]
+async fn another_nodes_ingress_passes_where_a_policy_names_it() {
+    let cluster = among_nodes().await;
+    let db = cluster.pod("shop", "db");
+    echo(&db, 5432);
+    let spec = json!({"podSelector": {}, "ingress": [{"from": [{"namespaceSelector":
+        {"matchLabels": {"kubernetes.io/metadata.name": "ingress-nginx"}}}]}]});
+    cluster.apply("ingress", spec).await;
+    let fabric = &cluster.network.fabric;
+    let node: SocketAddr = "100.64.64.1:4000".parse().unwrap();
+    let connect = async |caller| fabric.connect(&caller, at(&db, 5432)).await.map(drop);
+    assert_eq!(connect(fabric.ingress_from(node)).await, Ok(()));
+    assert_eq!(
+        connect(fabric.rim_from(node)).await,
+        Err(SocketError::Denied),
+        "a NodePort"
+    );
+    cluster.network.shutdown(Duration::ZERO).await;
+}

@@ -454,6 +454,8 @@ async fn clients_outside_are_judged_by_their_address() {
     cluster.apply("office", block).await;
     assert_eq!(connect("192.0.2.7:4000").await, Ok(()));
     assert_eq!(connect("192.0.2.200:4000").await, Err(SocketError::Denied));
+    // A program of this machine that goes by one of its addresses is a client like others: so are pods that go out and in.
+    assert_eq!(connect("198.51.100.1:4000").await, Err(SocketError::Denied));
     cluster.network.shutdown(Duration::ZERO).await;
 }
 
@@ -507,5 +509,65 @@ async fn a_socket_of_the_machine_reaches_no_guest_it_may_not() {
         .await;
     assert!(matches!(answer, Err(HttpError::Forbidden(_))), "{answer:?}");
     drop(TcpStream::connect("127.0.0.1:1").await);
+    cluster.network.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_policy_for_the_ingress_controller_admits_ingress_and_nobody_else() {
+    let cluster = Cluster::new().await;
+    let db = cluster.pod("shop", "db");
+    let guest = Guest(|_| async { Ok(Response::new(serve::full("rows"))) });
+    let _serving = db.serve_http(Ports::All, Arc::new(guest)).unwrap();
+    let fabric = &cluster.network.fabric;
+    let from: SocketAddr = "192.0.2.7:4000".parse().unwrap();
+    let address = at(&db, 80);
+    let asks = async |caller| {
+        let call = crate::network::http::Call { fabric, caller };
+        let request = get(&format!("http://{address}/"));
+        call.address(address, false, "db", request).await.is_ok()
+    };
+    let both = async || {
+        (
+            asks(fabric.ingress_from(from)).await,
+            asks(fabric.rim_from(from)).await,
+        )
+    };
+    assert_eq!(both().await, (true, true), "without policies");
+    cluster.apply("deny", json!({"podSelector": {}})).await;
+    assert_eq!(both().await, (false, false));
+    let admitting = |from: Value| json!({"podSelector": {}, "ingress": [{"from": [from]}]});
+    let namespace = |name: &str| json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
+    let controller = json!({"matchLabels": {"app.kubernetes.io/name": "ingress-nginx"}});
+    for (from, admits) in [
+        (
+            json!({"namespaceSelector": namespace("ingress-nginx")}),
+            true,
+        ),
+        (
+            json!({"namespaceSelector": namespace("ingress-nginx"), "podSelector": controller}),
+            true,
+        ),
+        (
+            json!({"namespaceSelector": {}, "podSelector": controller}),
+            true,
+        ),
+        (
+            json!({"namespaceSelector": namespace("kube-system")}),
+            false,
+        ),
+        (json!({"podSelector": controller}), false),
+        (json!({"podSelector": {}}), false),
+    ] {
+        cluster.apply("ingress", admitting(from.clone())).await;
+        assert_eq!(both().await, (admits, false), "{from}");
+        cluster.remove("ingress").await;
+    }
+    let block = json!({"ipBlock": {"cidr": "192.0.2.0/24"}});
+    cluster.apply("ingress", admitting(block)).await;
+    assert_eq!(
+        both().await,
+        (true, true),
+        "by its client's address as well"
+    );
     cluster.network.shutdown(Duration::ZERO).await;
 }

@@ -154,6 +154,7 @@ impl Incoming {
         }
         let known = identity.and_then(words::identity);
         let workload = match &known {
+            Some(known) if known.is_ingress() => Arc::clone(&self.fabric.outside),
             Some(known) => self
                 .fabric
                 .traffic

@@ -177,6 +177,9 @@ mod tests {
         let value = identity_value(&sent).unwrap();
         assert_eq!(value, "shop/web-1//web");
         assert_eq!(*identity(&value).unwrap(), sent);
+        let ingress = Identity::ingress();
+        let value = identity_value(&ingress).unwrap();
+        assert!(identity(&value).unwrap().is_ingress());
         for wrong in ["", "shop/web-1/default", "a/b/c/d/e"] {
             assert!(identity(&HeaderValue::from_static(wrong)).is_none());
         }

@@ -133,3 +133,35 @@ fn a_route_is_refused_only_when_nothing_of_it_is_left() {
         assert_eq!(accepted, expected == partly, "{rules}: {said:?}");
     }
 }
+
+#[test]
+fn a_secret_that_nodes_cannot_use_is_named_with_what_is_wrong_with_it() {
+    let tls = json!([{"name": "tls", "port": 443, "protocol": "HTTPS",
+        "tls": {"certificateRefs": [{"name": "mixed", "namespace": "infra"}]}}]);
+    let ingress = json!({"tls": [{"hosts": ["h"], "secretName": "mixed"}]});
+    let mut world = World {
+        ingresses: with_ingresses(&[("a", 1, ingress)]).ingresses,
+        ..gateways(tls, &[])
+    };
+    let bad = Secret::Bad("cannot be used for TLS: keys do not match".to_owned());
+    for namespace in ["infra", "shop"] {
+        let key = Key::new(namespace, "mixed");
+        world.secrets.insert(key, bad.clone());
+    }
+    let compiled = compile(&world);
+    let facts = &compiled.gateways[0].listeners[0].conditions;
+    let resolved = facts.iter().find(|f| f.type_ == "ResolvedRefs").unwrap();
+    assert_eq!(
+        (resolved.reason, &*resolved.message),
+        (
+            "InvalidCertificateRef",
+            "Secret infra/mixed cannot be used for TLS: keys do not match"
+        )
+    );
+    assert_eq!(reasons(&compiled), ["InvalidCertificate"]);
+    assert!(
+        compiled.problems[0]
+            .message
+            .starts_with("Secret shop/mixed cannot be used for TLS: keys do not match; ")
+    );
+}

@@ -55,7 +55,7 @@ fn value(table: &Table, row: &Row, above: &mut Vec<MessageId>) -> Option<Value> 
         Element::Double => 1.5.into(),
         Element::Bytes => "AQID".into(),
         Element::Quantity => "1500m".into(),
-        Element::IntOrString if row.tag % 2 == 0 => "http".into(),
+        Element::IntOrString if row.tag.is_multiple_of(2) => "http".into(),
         Element::IntOrString => 80.into(),
         Element::Time => "2026-11-23T09:00:00Z".into(),
         Element::MicroTime => "2026-11-23T09:00:00.000123Z".into(),

@@ -230,14 +230,9 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     let known = Known::with(shelf);
     let running = runtime.clone();
     let linked = keep_links(&config, &network, &tasks, &stop);
-    tasks.spawn(serve::run(
-        listener,
-        tls,
-        known.clone(),
-        Arc::clone(&network),
-        linked,
-        stop.clone(),
-    ));
+    let own = Arc::clone(&network);
+    let endpoint_task = serve::run(listener, tls, known.clone(), own, linked, stop.clone());
+    tasks.spawn(endpoint_task);
     let context = Context::new(Parts {
         node_name: config.node_name.clone(),
         host_ip: identity.address.clone(),

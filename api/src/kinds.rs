@@ -238,11 +238,6 @@ impl Kind {
         qualified(&self.plural, &self.group)
     }
 
-    /// As `is invalid` messages name a kind: `Deployment.apps`, `Pod`.
-    pub fn qualified_kind(&self) -> String {
-        qualified(&self.kind, &self.group)
-    }
-
     pub fn list_kind(&self) -> String {
         format!("{}List", self.kind)
     }

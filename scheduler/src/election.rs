@@ -125,10 +125,6 @@ impl Candidate {
         }
     }
 
-    pub fn identity(&self) -> &str {
-        &self.identity
-    }
-
     /// Until when it may act as the leader; `None` when it may not.
     pub fn acts_until(&self, now: Moment) -> Option<Moment> {
         self.until.filter(|until| now < *until)

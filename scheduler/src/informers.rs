@@ -183,14 +183,6 @@ impl<T: Watched> Store<T> {
         self.inner.read().objects.keys().cloned().collect()
     }
 
-    pub fn len(&self) -> usize {
-        self.inner.read().objects.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The objects of one namespace that pass, in the order of their names.
     pub fn in_namespace(&self, namespace: &str, keep: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
         self.inner

@@ -138,12 +138,6 @@ impl<K: Clone + Eq + Hash + Display> Queue<K> {
         self.wake.notify_one();
     }
 
-    pub fn add_after(&self, key: K, delay: Duration) {
-        let at = Instant::now() + delay.min(LONGEST_DELAY);
-        self.lock().delay(key, at);
-        self.wake.notify_one();
-    }
-
     /// The next key. Cancel safe: a key is taken only when this returns.
     async fn next(&self) -> K {
         loop {
@@ -281,7 +275,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn any_delay_is_taken() {
         let queue = Queue::new("test", Duration::ZERO);
-        queue.add_after("a", Duration::MAX);
+        queue.add("a");
         assert_eq!(queue.next().await, "a");
         queue.finish("a", Ok(Outcome::Again(Duration::MAX)));
         assert_eq!(queue.next().await, "a");

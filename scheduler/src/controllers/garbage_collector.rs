@@ -28,7 +28,7 @@ use crate::objects::{
     BUDGETS, DEPLOYMENTS, ENDPOINT_SLICES, ENDPOINTS, LEASES, NAMESPACES, NODES, PODS,
     REPLICA_SETS, SERVICE_ACCOUNTS, SERVICES,
 };
-use crate::objects::{Key, Meta, Metadata, Resource, Watched, collection_url};
+use crate::objects::{Meta, Metadata, Resource, Watched, collection_url};
 use crate::reconcile::{Outcome, Queue};
 use crate::write::{Delete, Error, Propagation, Target, Writer, gone_is_fine};
 
@@ -502,12 +502,6 @@ impl fmt::Display for Work {
             Self::Delete(uid) => write!(f, "delete {uid}"),
             Self::Orphan(uid) => write!(f, "orphan {uid}"),
         }
-    }
-}
-
-impl Identity {
-    pub fn new(kind: Arc<(String, String)>, key: Key) -> Self {
-        Self { kind, key }
     }
 }
 

@@ -1,11 +1,181 @@
 //! The repository's own rules as tests: who may import whom, how long a file may be, what it may be called.
 
+#[path = "tidy/modules.rs"]
+mod modules;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use modules::Graph;
 
 /// Files longer than [`LONGEST`] that are known and have a reason. This list shrinks.
 const LONG_FILES: &[(&str, &str)] = &[];
 const LONGEST: usize = 600;
+
+const CRATES: &[&str] = &[
+    "api/types/src",
+    "api/src",
+    "scheduler/src",
+    "host/src",
+    "src",
+    "guests/toolbox/src",
+];
+
+/// Modules that use one another in a circle: crate, `parent: modules`, and why. This list shrinks.
+const CIRCLES: &[(&str, &str, &str)] = &[
+    (
+        "api/src",
+        ": admission auth certificates discovery furniture handlers kinds links metrics nodes openapi registry streams table",
+        "what a request needs (`Api`) lives in handlers",
+    ),
+    (
+        "api/src",
+        ": cache pki store",
+        "the store's records live in it; what it seals is named by pki",
+    ),
+    (
+        "api/src",
+        "codec::protobuf: decode encode special",
+        "a grammar: messages are in special forms, and those in messages",
+    ),
+    (
+        "api/src",
+        "store::postgres: load publisher",
+        "one enum in the wrong file",
+    ),
+    (
+        "scheduler/src",
+        ": args controllers",
+        "the flags hold the pool of load balancers",
+    ),
+    (
+        "scheduler/src",
+        "scheduling: pod snapshot",
+        "one type in the wrong file",
+    ),
+    (
+        "host/src",
+        ": dns network",
+        "names are looked up in the network's table",
+    ),
+    (
+        "host/src",
+        ": join servers",
+        "files that only the owner reads",
+    ),
+    (
+        "host/src",
+        "ingress: proxy serve upgrade",
+        "what a connection's requests share is in serve",
+    ),
+    (
+        "host/src",
+        "network: bodies client http observe pod policy ports serve tunnel udp vnet",
+        "the router and its transports, all over `Fabric`",
+    ),
+    ("host/src", "network::policy: counts rules", "one enum"),
+    (
+        "host/src",
+        "network::policy: gate open",
+        "decisions are in the gate that opens",
+    ),
+    (
+        "host/src",
+        "network::tunnel: datagrams kinds outgoing peer",
+        "memory of a peer's answers",
+    ),
+    (
+        "host/src",
+        "pods: environment volumes",
+        "both read the same sources",
+    ),
+    (
+        "host/src",
+        "pods: exec known logs toolbox",
+        "streams of sessions live in exec",
+    ),
+    (
+        "host/src",
+        "runtime: calls engine guest limits linker sockets",
+        "wasmtime's own knot: a store's data and the linker that uses it",
+    ),
+    ("host/src", "runtime: command workload", "texts of exits"),
+    (
+        "guests/toolbox/src",
+        ": applets shell",
+        "`sh` is an applet, and runs applets",
+    ),
+    (
+        "guests/toolbox/src",
+        ": context files io os",
+        "streams know how their context fails",
+    ),
+    (
+        "guests/toolbox/src",
+        "shell: lex parse",
+        "a word holds commands: `$(…)`",
+    ),
+];
+
+/// What code must not mention: crate, the module and all below it, words. Tests may.
+const UNHEARD: &[(&str, &[&str], &[&str])] = &[
+    (
+        "api/types/src",
+        &[""],
+        &["tokio", "std::fs", "std::net::Tcp", "Instant", "now()"],
+    ),
+    (
+        "api/src",
+        &["kinds"],
+        &["crate::handlers", "crate::registry"],
+    ),
+    ("api/src", &["store"], &["crate::kinds", "crate::handlers"]),
+    ("scheduler/src", &["controllers"], &["crate::scheduling"]),
+    ("host/src", &["pods"], &["wasmtime::", "wasmtime_"]),
+    ("host/src", &["runtime"], &["k8s_openapi", "kube::"]),
+    (
+        "host/src",
+        &[
+            "pods::lifecycle",
+            "pods::status",
+            "pods::probes",
+            "pods::backoff",
+            "network::balancer",
+            "network::tunnel::machine",
+            "network::tunnel::liveness",
+            "network::policy::rules",
+            "dns::zone",
+        ],
+        &["now()", "tokio::", "std::fs", "std::net::Tcp", "rand::"],
+    ),
+];
+
+/// What controllers share; else none knows another.
+const SHARED_BY_CONTROLLERS: &[&str] = &["amount", "ownership", "service_ports"];
+/// The one that is left.
+const CONTROLLERS_THAT_IMPORT: &[(&str, &str)] = &[("endpoints", "endpoint_slice")];
+
+/// Tasks that no tracker owns: where, and who waits for them.
+const SPAWNED: &[(&str, &str)] = &[
+    ("api/src/store/sqlite.rs", "the handle is kept and awaited"),
+    (
+        "host/src/ingress/secrets.rs",
+        "aborted when its handle is dropped",
+    ),
+    (
+        "host/src/link.rs",
+        "ends with the connection it drives, or after a deadline",
+    ),
+    ("host/src/network/http.rs", "the caller waits, or aborts it"),
+    (
+        "host/src/servers/connection.rs",
+        "ends with the last one that uses the connection",
+    ),
+    (
+        "scheduler/src/controllers/ingress_status/secrets.rs",
+        "aborted when its handle is dropped",
+    ),
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -102,6 +272,132 @@ fn imports_go_one_way() {
     }
 }
 
+fn graph(dir: &str) -> Graph {
+    let mut files = Vec::new();
+    collect(&root().join(dir), "rs", &mut files);
+    assert!(!files.is_empty(), "{dir} has no sources");
+    Graph::new(files.iter().map(|path| {
+        let below = path.strip_prefix(dir).expect("it was found there");
+        (below.display().to_string(), read(path))
+    }))
+}
+
+#[test]
+fn modules_make_no_circles() {
+    for dir in CRATES {
+        let found = graph(dir).circles();
+        let known: Vec<_> = CIRCLES
+            .iter()
+            .filter(|(at, ..)| at == dir)
+            .map(|(_, circle, _)| *circle)
+            .collect();
+        for circle in &found {
+            assert!(
+                known.contains(&circle.as_str()),
+                "{dir}: a circle of modules, {circle:?}: move what both need below them"
+            );
+        }
+        for circle in known {
+            assert!(
+                found.iter().any(|found| found == circle),
+                "{dir}: the circle {circle:?} is not as it is listed: {found:#?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn modules_have_not_heard_of_what_is_not_theirs() {
+    for (dir, modules, words) in UNHEARD {
+        let graph = graph(dir);
+        for wanted in *modules {
+            let below = format!("{wanted}::");
+            let mut seen = 0;
+            for (name, text) in graph.modules() {
+                if !wanted.is_empty() && name != *wanted && !name.starts_with(&below) {
+                    continue;
+                }
+                seen += 1;
+                for word in *words {
+                    assert!(
+                        !text.contains(word),
+                        "{dir}: {name} mentions {word}, which {wanted:?} must not know"
+                    );
+                }
+            }
+            assert!(seen > 0, "{dir} has no module {wanted}");
+        }
+    }
+}
+
+#[test]
+fn controllers_do_not_import_one_another() {
+    let found: Vec<_> = graph("scheduler/src")
+        .beside("controllers")
+        .into_iter()
+        .filter(|(_, to)| !SHARED_BY_CONTROLLERS.contains(&to.as_str()))
+        .collect();
+    let found: Vec<_> = found
+        .iter()
+        .map(|(a, b)| (a.as_str(), b.as_str()))
+        .collect();
+    assert_eq!(found, CONTROLLERS_THAT_IMPORT);
+}
+
+#[test]
+fn tasks_have_an_owner() {
+    let mut found: Vec<String> = Vec::new();
+    for dir in CRATES {
+        for (name, text) in graph(dir).modules() {
+            if text.contains("tokio::spawn(") {
+                found.push(format!("{dir}/{}.rs", name.replace("::", "/")));
+            }
+        }
+    }
+    found.sort();
+    let known: Vec<_> = SPAWNED.iter().map(|(file, _)| *file).collect();
+    assert_eq!(found, known, "spawn on the tracker of whoever awaits it");
+}
+
+#[test]
+fn logs_tell_the_cause_of_an_error() {
+    for dir in CRATES {
+        for (name, text) in graph(dir).modules() {
+            for end in [',', ')'] {
+                assert!(
+                    !text.contains(&format!("%error{end}")),
+                    "{dir}: {name} logs an error without its cause: error = %chain(&error)"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_dependency_is_used() {
+    for manifest in ["api", "api/types", "scheduler", "host", "."] {
+        let text = read(&Path::new(manifest).join("Cargo.toml"));
+        let section = text.split("\n[dependencies]\n").nth(1).unwrap_or_default();
+        let section = section.split("\n[").next().unwrap_or_default();
+        let dir = format!("{manifest}/src");
+        let dir = dir.trim_start_matches("./");
+        let code: String = graph(dir)
+            .modules()
+            .map(|(_, text)| text.to_owned())
+            .collect();
+        for line in section.lines() {
+            let Some(name) = line.split([' ', '.', '=']).next().filter(|n| !n.is_empty()) else {
+                continue;
+            };
+            let name = name.replace('-', "_");
+            assert!(
+                code.contains(&format!("{name}::")) || code.contains(&format!("use {name}")),
+                "{manifest} does not use {name}"
+            );
+        }
+    }
+}
+
 #[test]
 fn there_is_one_tls_provider() {
     let dependencies = dependencies("coracle");
@@ -162,6 +458,8 @@ fn sql_lives_in_the_store() {
         let name = path.display().to_string();
         let at_home = name.starts_with("api/src/store")
             || name.starts_with("api/tests/store")
+            // It looks at what a server leaves in a database.
+            || name == "api/tests/http/replicas.rs"
             || name == "tests/tidy.rs";
         assert!(
             at_home || !read(&path).contains("sqlx::"),

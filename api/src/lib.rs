@@ -3,7 +3,7 @@
 //! The journey of one request:
 //! 1. [`server`] accepts TLS (or `up` calls the same router in process); [`auth`] says who is calling.
 //! 2. [`request`] parses path and query into a `RequestInfo`; `auth` says whether they may.
-//! 3. [`handlers`] holds one file per verb; none names a kind. Reads come from [`cache`] as finished bytes.
+//! 3. [`handlers`] holds one file per verb; none of these names a kind. Reads come from [`cache`] as finished bytes.
 //! 4. A write is decoded by [`codec`] against the type graph of [`schema`], strictly when asked.
 //! 5. A patch ([`patch`]) becomes an ordinary update; field ownership is computed there too.
 //! 6. [`kinds`] is the table of kinds; a row's `Strategy` defaults, prepares and validates what is special.

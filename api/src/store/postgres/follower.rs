@@ -167,7 +167,7 @@ async fn told_when_slow<T>(look: impl Future<Output = T>, health: &Health) -> T 
     }
     if health.get().is_none() {
         let error = Error::Unavailable(format!("no answer from the database for {SLOW:?}"));
-        tracing::warn!(%error, "Could not read what other servers wrote");
+        tracing::warn!(error = %chain(&error), "Could not read what other servers wrote");
         health.set(Some(error));
     }
     look.await

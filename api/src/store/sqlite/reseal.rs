@@ -6,6 +6,7 @@
 
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Row};
+use types::error::chain;
 
 use super::file::refused;
 use crate::store::reseal::Tally;
@@ -42,7 +43,7 @@ pub(super) async fn run(connection: &mut SqliteConnection, sealer: &Sealer) -> R
         // The states themselves are sealed: what is left over must not keep the server from starting.
         if let Err(error) = rewrite(connection).await {
             tracing::warn!(
-                %error,
+                error = %chain(&error),
                 "Secrets are sealed, but the file could not be rewritten: what was deleted from it earlier may still be there in plain text"
             );
         }

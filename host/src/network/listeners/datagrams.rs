@@ -10,6 +10,7 @@ use tokio::net::UdpSocket;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::trace;
+use types::error::chain;
 
 use super::accept::Target;
 use super::clients::{Clients, Flow};
@@ -56,7 +57,7 @@ pub(super) async fn serve(
         let (length, client) = match received {
             Ok(received) => received,
             Err(error) => {
-                trace!(%error, "Failed to receive a datagram");
+                trace!(error = %chain(&error), "Failed to receive a datagram");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }

@@ -315,7 +315,7 @@ impl Servers {
         };
         let opened = connection::open(server, &self.0.tls, number).await;
         let connection = opened
-            .inspect_err(|error| tracing::debug!(%server, %error, "Asked whether it is ready"))
+            .inspect_err(|error| tracing::debug!(%server, error = %chain(error), "Asked whether it is ready"))
             .ok()?;
         self.is_ready(&connection).await.then_some(connection)
     }

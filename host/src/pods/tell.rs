@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 
 use super::context::now;
+use super::ephemeral;
 use super::events::{Recorder, Severity, Told};
 use super::lifecycle::{Trouble, Why};
 use super::status::full_name;
@@ -184,7 +185,21 @@ pub(super) struct At<'a> {
     pub(super) list: &'static str,
 }
 
-impl At<'_> {
+impl<'a> At<'a> {
+    /// The container with this place among the pod's.
+    pub(super) fn of(pod: &Pod, index: usize, spec: &'a Container) -> Self {
+        let (init, main) = pod.spec.as_ref().map_or((0, 0), |spec| {
+            let init = spec.init_containers.as_ref().map_or(0, Vec::len);
+            (init, ephemeral::split(spec).0.len())
+        });
+        let list = match index {
+            _ if index < init => "initContainers",
+            _ if index < init + main => "containers",
+            _ => "ephemeralContainers",
+        };
+        Self { spec, list }
+    }
+
     fn image(&self) -> &str {
         self.spec.image.as_deref().unwrap_or_default()
     }

@@ -16,7 +16,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::{AbortHandle, FuturesUnordered};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::watch;
 use types::error::chain;
 
@@ -30,7 +30,7 @@ use super::sandbox::Directories;
 use super::start::{Started, container, log_directory};
 use super::status::{self, Facts};
 use super::tell::{At, Teller};
-use super::{ephemeral, objects, publish, refusal};
+use super::{objects, publish, refusal};
 use crate::images::{self, Image, Origin};
 use crate::network::{PodNetwork, Serving};
 use crate::runtime::{Component, Running};
@@ -573,23 +573,9 @@ impl Worker {
 
     fn tell(&self, index: usize, say: impl FnOnce(&Teller, &At<'_>)) {
         if let Some(spec) = container(&self.pod, index) {
-            say(&self.teller, &at(&self.pod, index, spec));
+            say(&self.teller, &At::of(&self.pod, index, spec));
         }
     }
-}
-
-/// Where the container stands in its pod, for Events.
-fn at<'a>(pod: &Pod, index: usize, spec: &'a Container) -> At<'a> {
-    let (init, main) = pod.spec.as_ref().map_or((0, 0), |spec| {
-        let init = spec.init_containers.as_ref().map_or(0, Vec::len);
-        (init, ephemeral::split(spec).0.len())
-    });
-    let list = match index {
-        _ if index < init => "initContainers",
-        _ if index < init + main => "containers",
-        _ => "ephemeralContainers",
-    };
-    At { spec, list }
 }
 
 #[cfg(test)]

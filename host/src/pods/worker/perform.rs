@@ -9,7 +9,7 @@ use kube::Api;
 use tokio::time::Instant;
 use types::error::chain;
 
-use super::{Outcome, Worker, at};
+use super::{Outcome, Worker};
 use crate::images::{Credentials, Policy};
 use crate::network::PodNetwork;
 use crate::pods::context::{Context, now};
@@ -18,6 +18,7 @@ use crate::pods::exec::Beside;
 use crate::pods::lifecycle::{Effect, Event, Why};
 use crate::pods::logs::{Log, Options, Reader};
 use crate::pods::start::{Job, container, start};
+use crate::pods::tell::At;
 use crate::pods::volumes::directory;
 use crate::pods::{hooks, publish, sandbox};
 use crate::runtime::{Exit, ExitCause, LogSink, LogStream, Running};
@@ -173,7 +174,7 @@ impl Worker {
                 && let (Some(spec), Some(beside)) = (container(&pod, index), beside)
                 && let Err(error) = pre_stop(&context, &network, spec, &beside, left()).await
             {
-                teller.pre_stop_failed(&at(&pod, index, spec), &error);
+                teller.pre_stop_failed(&At::of(&pod, index, spec), &error);
             }
             if serving.is_some() {
                 tokio::time::sleep(context.drain.min(left() / 2)).await;

@@ -322,7 +322,7 @@ impl Default for Limits {
 impl Network {
     /// A network with no pods and an empty table of Services. Call inside a tokio runtime.
     pub fn new(config: Config) -> Result<Self, Error> {
-        let (tables, table) = watch::channel(Arc::new(Table::default()));
+        let (tables, table) = watch::channel(Arc::new(Table::of(config.service_cidr)));
         let (namespaces, known) = watch::channel(Arc::new(Namespaces::default()));
         Ok(Self {
             fabric: Fabric::new(config, table, known)?,

@@ -183,6 +183,40 @@ pub fn cidr(text: &str) -> Vec<String> {
     vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned()]
 }
 
+/// An address that may be somebody's: not one with a meaning of its own.
+pub fn ip_of_somebody(text: &str) -> Vec<String> {
+    let Ok(ip) = text.parse::<IpAddr>() else {
+        return ip(text);
+    };
+    let (unspecified, loopback) = (ip.is_unspecified(), ip.is_loopback());
+    let (link_local, local_multicast) = match ip {
+        IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(ip) => (
+            ip.is_unicast_link_local(),
+            ip.segments()[0] & 0xff0f == 0xff02,
+        ),
+    };
+    [
+        (unspecified, "may not be unspecified (0.0.0.0 or ::)"),
+        (
+            loopback,
+            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
+        ),
+        (
+            link_local,
+            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
+        ),
+        (
+            local_multicast,
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
+        ),
+    ]
+    .into_iter()
+    .filter(|(wrong, _)| *wrong)
+    .map(|(_, why)| why.to_owned())
+    .collect()
+}
+
 /// A path that stays below where it is mounted.
 pub fn no_backsteps(text: &str) -> Vec<String> {
     if text.split('/').any(|part| part == "..") {

@@ -188,6 +188,12 @@ impl Index {
                 &mut self.loads,
                 old.as_deref(),
             );
+            let is_news = old.is_none_or(|old| !Arc::ptr_eq(&old.object, object));
+            for address in table.foreign(&service).filter(|_| is_news) {
+                let key = &service.key;
+                warn!(service = %format_args!("{}/{}", key.namespace, key.name), %address,
+                    "Not a cluster IP here: outside of --service-cidr");
+            }
             table.insert(service);
         }
         self.loads.prune();

@@ -45,6 +45,8 @@ pub(crate) struct Table {
     names: HashMap<String, HashMap<String, Arc<Service>>>,
     /// Several share one where their ports differ; the newest is the last.
     vips: HashMap<IpAddr, Vec<Arc<Service>>>,
+    /// Where ClusterIPs are, when that is known: an address elsewhere is somebody's, whatever a Service says.
+    range: Option<Ipv4Net>,
     /// Services and EndpointSlices have been listed completely at least once.
     pub(crate) complete: bool,
     /// Another number whenever a Service's object is another one: endpoints change more often.
@@ -153,6 +155,28 @@ impl Protocol {
 // === impl Table ===
 
 impl Table {
+    /// Without Services; their ClusterIPs will be in `range`.
+    pub(crate) fn of(range: Ipv4Net) -> Self {
+        Self {
+            range: Some(range),
+            ..Self::default()
+        }
+    }
+
+    /// Of what a Service has for a ClusterIP, what cannot be one.
+    pub(crate) fn foreign<'a>(&self, service: &'a Service) -> impl Iterator<Item = &'a IpAddr> {
+        let ips = service.cluster_ips.iter();
+        ips.filter(|ip| !self.is_cluster_ip(**ip))
+    }
+
+    fn is_cluster_ip(&self, ip: IpAddr) -> bool {
+        match (self.range, ip) {
+            (None, _) => true,
+            (Some(range), IpAddr::V4(ip)) => range.contains(&ip),
+            (Some(_), IpAddr::V6(_)) => false,
+        }
+    }
+
     pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
         self.names.get(namespace)?.get(name)
     }
@@ -177,7 +201,9 @@ impl Table {
     pub(crate) fn insert(&mut self, service: Service) {
         self.remove(&service.key);
         let service = Arc::new(service);
-        for ip in service.addresses() {
+        let own = service.cluster_ips.iter().copied();
+        let own: Vec<IpAddr> = own.filter(|ip| self.is_cluster_ip(*ip)).collect();
+        for ip in own.iter().chain(&service.balanced_ips) {
             let known = self.vips.entry(*ip).or_default();
             known.push(Arc::clone(&service));
         }

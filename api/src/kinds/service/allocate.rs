@@ -6,7 +6,7 @@
 //! As upstream, unasked choices avoid the low end of a range, which is for addresses people write down:
 //! 10.96.0.0/16 keeps 10.96.0.1 … 10.96.1.0 (256), 30000–32767 keeps 30000–30085 (86).
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ use crate::store::{Change, Draft, Expect, Index, Key, Operation, Stored};
 pub(super) const NODE_PORTS: &str = "nodeports";
 const ADDRESSES: &str = "networking.k8s.io/ipaddresses";
 const TAKEN_IP: &str = "provided IP is already allocated";
-const TAKEN_PORT: &str = "provided port is already allocated";
+pub(super) const TAKEN_PORT: &str = "provided port is already allocated";
 
 pub(super) fn allocate(
     new: &mut Object,
@@ -105,7 +105,8 @@ fn allocate_cluster_ip(
     let wanted = new.list_at(&["spec", "clusterIPs"]).to_vec();
     let address = match wanted.first().and_then(Value::as_str) {
         Some(text) => match text.parse::<Ipv4Addr>() {
-            Ok(ip) if held.contains(&ip) => return Ok(()),
+            // It is the only one: `families` and validation have seen to that.
+            Ok(ip) if held.contains(&ip) && wanted.len() == 1 => return Ok(()),
             Ok(ip) => {
                 requested_ip(new, ip, &wanted, lookup)?;
                 ip
@@ -132,6 +133,13 @@ fn families(new: &mut Object) -> Result<(), Error> {
     if let Some(at) = families.iter().position(|family| family != "IPv4") {
         let field = format!("spec.ipFamilies[{at}]");
         let cause = Cause::invalid(field, &families[at], "not configured on this cluster");
+        return Err(invalid(new, cause));
+    }
+    let ips = new.list_at(&["spec", "clusterIPs"]);
+    let other = |ip: &Value| ip.as_str().is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
+    if let Some(at) = ips.iter().position(other) {
+        let why = "IPv6 is not configured on this cluster";
+        let cause = Cause::invalid(format!("spec.clusterIPs[{at}]"), &ips[at], why);
         return Err(invalid(new, cause));
     }
     new.set_default(&["spec", "ipFamilies"], json!(["IPv4"]));

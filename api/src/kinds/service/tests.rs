@@ -146,6 +146,62 @@ fn a_requested_address_is_honoured_or_refused_in_upstream_words() {
 }
 
 #[test]
+fn no_write_brings_an_address_that_was_not_allocated() {
+    let mut world = World::new();
+    let made = write(&mut world, service("s", CLUSTER_IP), None).expect("written");
+    let own = ip(&made).to_owned();
+    let spec = |one: &str, list: &str| {
+        format!("{{clusterIP: '{one}', clusterIPs: [{list}], ports: [{{port: 80}}]}}")
+    };
+    for (list, why) in [
+        (
+            format!("'{own}', 10.96.0.9"),
+            "no more than one IP for each IP family",
+        ),
+        (
+            format!("'{own}', 8.8.8.8"),
+            "no more than one IP for each IP family",
+        ),
+        (format!("'{own}', '2001:db8::1'"), "IPv6 is not configured"),
+        (
+            format!("'{own}', '{own}'"),
+            "no more than one IP for each IP family",
+        ),
+    ] {
+        let changed = service("s", &spec(&own, &list));
+        let error = write(&mut world, changed, Some(&made)).expect_err("refused");
+        assert!(error.contains(why), "{list}: {error}");
+    }
+    for (one, list, why) in [
+        ("2001:db8::1", "'2001:db8::1'", "IPv6 is not configured"),
+        (
+            "None",
+            "None, 10.96.0.9",
+            "'None' must be the first and only value",
+        ),
+        (
+            "",
+            "10.96.0.9",
+            "must be empty when `clusterIP` is not specified",
+        ),
+        (
+            "10.96.0.9",
+            "10.96.0.9, 10.96.0.11",
+            "no more than one IP for each IP family",
+        ),
+    ] {
+        let error = write(&mut world, service("t", &spec(one, list)), None).expect_err("refused");
+        assert!(error.contains(why), "{list}: {error}");
+    }
+    assert_eq!(
+        taken(&world, "networking.k8s.io/ipaddresses"),
+        [own.as_str()]
+    );
+    let kept = service("s", &spec(&own, &format!("'{own}'")));
+    write(&mut world, kept, Some(&made)).expect("the same address is no change");
+}
+
+#[test]
 fn a_full_range_says_so_and_never_gives_one_address_twice() {
     let mut world = World::new();
     let mut seen = Vec::new();
@@ -319,6 +375,11 @@ fn addresses_and_ports_for_clients_outside_are_checked() {
         "{metadata: {name: s}, spec: {type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30001, ports: [{port: 1}]}}",
         "{metadata: {name: s}, spec: {type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30002, ports: [{port: 1}]}}",
         &["spec.healthCheckNodePort: Forbidden: field is immutable"],
+    );
+    check(
+        "services",
+        "{metadata: {name: s}, spec: {type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30001, ports: [{port: 1, nodePort: 30001}]}}",
+        &["spec.healthCheckNodePort: Invalid value: 30001: provided port is already allocated"],
     );
 }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
+use super::allocate::TAKEN_PORT;
 use super::{HEADLESS, has_cluster_ip, is_external, is_headless, kind_of, wants_health_port};
 use crate::kinds::names;
 use crate::kinds::path::Path;
@@ -44,7 +45,7 @@ pub(super) const CHECKS: Checks = &[
         "spec.ports[].appProtocol",
         NameOrEmpty(names::qualified_name),
     ),
-    ("spec.externalIPs[]", Name(external_ip)),
+    ("spec.externalIPs[]", Name(names::ip_of_somebody)),
     ("spec.loadBalancerIP", NameOrEmpty(names::ip)),
     ("spec.loadBalancerSourceRanges[]", Name(names::cidr)),
     ("spec.loadBalancerClass", Name(names::qualified_name)),
@@ -60,40 +61,6 @@ pub(super) const CHECKS: Checks = &[
         OneOf(&["PreferClose", "PreferSameNode", "PreferSameZone"]),
     ),
 ];
-
-/// An address that may be somebody's: not one with a meaning of its own.
-fn external_ip(text: &str) -> Vec<String> {
-    let Ok(ip) = text.parse::<IpAddr>() else {
-        return names::ip(text);
-    };
-    let (unspecified, loopback) = (ip.is_unspecified(), ip.is_loopback());
-    let (link_local, local_multicast) = match ip {
-        IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
-        IpAddr::V6(ip) => (
-            ip.is_unicast_link_local(),
-            ip.segments()[0] & 0xff0f == 0xff02,
-        ),
-    };
-    [
-        (unspecified, "may not be unspecified (0.0.0.0 or ::)"),
-        (
-            loopback,
-            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-        ),
-        (
-            link_local,
-            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
-        ),
-        (
-            local_multicast,
-            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
-        ),
-    ]
-    .into_iter()
-    .filter(|(wrong, _)| *wrong)
-    .map(|(_, why)| why.to_owned())
-    .collect()
-}
 
 pub(super) fn validate(
     new: &Object,
@@ -201,6 +168,15 @@ fn validate_policies(new: &Object, causes: &mut Vec<Cause>) {
             why,
         ));
     }
+    let ports = new.list_at(&["spec", "ports"]).iter();
+    let mut taken = ports.filter_map(|port| port["nodePort"].as_i64());
+    if health != 0 && taken.any(|port| port == health) {
+        causes.push(Cause::invalid(
+            "spec.healthCheckNodePort",
+            &health.into(),
+            TAKEN_PORT,
+        ));
+    }
     let balancer = kind_of(new) == "LoadBalancer";
     if !balancer
         && !new
@@ -239,22 +215,35 @@ fn validate_cluster_ips(new: &Object, causes: &mut Vec<Cause>) {
             why,
         ));
     }
+    let list = || Value::Array(ips.to_vec());
+    if one.is_empty() && !ips.is_empty() {
+        let why = "must be empty when `clusterIP` is not specified";
+        causes.push(Cause::invalid("spec.clusterIPs", &list(), why));
+    }
     if ips.len() > 2 {
         let why = "may only hold up to 2 values";
-        causes.push(Cause::invalid(
-            "spec.clusterIPs",
-            &Value::Array(ips.to_vec()),
-            why,
-        ));
+        causes.push(Cause::invalid("spec.clusterIPs", &list(), why));
     }
+    let mut families = Vec::new();
     for (i, ip) in ips.iter().enumerate() {
         let text = ip.as_str().unwrap_or_default();
         if text == HEADLESS && i == 0 {
+            if ips.len() > 1 {
+                let why = "'None' must be the first and only value";
+                causes.push(Cause::invalid("spec.clusterIPs[0]", &list(), why));
+            }
             continue;
         }
         for why in names::ip(text) {
             causes.push(Cause::invalid(format!("spec.clusterIPs[{i}]"), ip, &why));
         }
+        families.extend(text.parse().ok().map(|ip: IpAddr| ip.is_ipv4()));
+    }
+    // Nodes send what is for any of them to the Service: an address nobody has checked is somebody else's.
+    let twice = |family| families.iter().filter(|known| **known == family).count() > 1;
+    if twice(true) || twice(false) {
+        let why = "may specify no more than one IP for each IP family";
+        causes.push(Cause::invalid("spec.clusterIPs", &list(), why));
     }
 }
 

@@ -393,3 +393,18 @@ fn at_an_address_of_the_pool_no_traffic_policy_is_for_pods() {
         );
     }
 }
+
+#[test]
+fn an_address_outside_the_range_is_no_services() {
+    let mut table = Table::of("10.96.0.0/16".parse().unwrap());
+    let ips = json!(["10.96.0.7", "8.8.8.8", "2001:db8::1"]);
+    let spec = json!({"clusterIP": "10.96.0.7", "clusterIPs": ips, "ports": [{"port": 80}]});
+    let service = build(spec, &[]);
+    assert_eq!(table.foreign(&service).count(), 2);
+    table.insert(service);
+    let is_served = |ip: &str| table.at(ip.parse().unwrap()).is_some();
+    assert!(is_served("10.96.0.7"));
+    assert!(!is_served("8.8.8.8") && !is_served("2001:db8::1"));
+    table.remove(&key());
+    assert!(table.at("10.96.0.7".parse().unwrap()).is_none());
+}

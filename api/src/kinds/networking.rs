@@ -273,6 +273,21 @@ fn peer(path: &Path<'_>, peer: &Value, causes: &mut Vec<Cause>) {
         causes.push(Cause::forbidden(path, why));
     }
     check(PEER, path, peer, causes);
+    let block = &peer["ipBlock"];
+    let net = |cidr: &Value| cidr.as_str()?.parse::<ipnet::IpNet>().ok();
+    let Some(whole) = net(&block["cidr"]) else {
+        return;
+    };
+    let except = path.key("ipBlock");
+    let except = except.key("except");
+    for (i, cidr) in block["except"].as_array().into_iter().flatten().enumerate() {
+        let within =
+            |part: ipnet::IpNet| whole.contains(&part) && part.prefix_len() > whole.prefix_len();
+        if net(cidr).is_some_and(|part| !within(part)) {
+            let why = "must be a strict subset of `cidr`";
+            causes.push(Cause::invalid(except.index(i), cidr, why));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -312,6 +327,15 @@ mod tests {
             &[
                 "spec.ingress[0].ports[0].endPort: Invalid value: 70: must be greater than or equal to `port`",
                 "spec.ingress[0].from[0]: Required value: must specify a peer",
+            ],
+        );
+        check(
+            "networkpolicies",
+            "{metadata: {name: n}, spec: {podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 11.0.0.0/16, 10.0.0.0/8, '::/8']}}]}]}}",
+            &[
+                "spec.egress[0].to[0].ipBlock.except[1]: Invalid value: \"11.0.0.0/16\": must be a strict subset of `cidr`",
+                "spec.egress[0].to[0].ipBlock.except[2]: Invalid value: \"10.0.0.0/8\": must be a strict subset of `cidr`",
+                "spec.egress[0].to[0].ipBlock.except[3]: Invalid value: \"::/8\": must be a strict subset of `cidr`",
             ],
         );
     }

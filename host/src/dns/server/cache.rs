@@ -1,9 +1,10 @@
-//! Answers from outside, for as long as they say and at most [`LONGEST`]. Bounded; the oldest make room. PURE.
+//! Answers from outside, for as long as they say and at most [`LONGEST`]. Bounded in number and in bytes; the oldest make
+//! room. PURE.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use hickory_proto::op::ResponseCode;
+use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::time::Instant;
 
@@ -14,6 +15,12 @@ const LONGEST: Duration = Duration::from_secs(30);
 const ENTRIES: usize = 4_096;
 /// Answers with more records are not kept.
 const RECORDS: usize = 64;
+/// Nor are those that are larger: who asks for such things may ask again.
+const LARGEST: usize = 4 << 10;
+/// Of all that is kept.
+const BYTES: usize = 4 << 20;
+/// What an entry takes beside its name and its answer, about.
+const OVERHEAD: usize = 256;
 
 /// What was asked, as far as the answer depends on it.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -31,13 +38,24 @@ pub(crate) struct Cache {
     /// In the order they came; a key that came again is here twice, with the number of each time.
     order: VecDeque<(Key, u64)>,
     next: u64,
+    bytes: usize,
 }
 
 struct Entry {
-    reply: Reply,
+    /// As a message: parsed, an answer takes many times what it says it does.
+    message: Box<[u8]>,
     stored: Instant,
     expires: Instant,
     number: u64,
+}
+
+// === impl Key ===
+
+impl Key {
+    /// Bytes of an entry of this key: the order has it too.
+    fn size(&self, message: &[u8]) -> usize {
+        OVERHEAD + 2 * self.name.len() + message.len()
+    }
 }
 
 // === impl Cache ===
@@ -47,11 +65,18 @@ impl Cache {
     pub(crate) fn get(&mut self, key: &Key, now: Instant) -> Option<Reply> {
         let entry = self.entries.get(key)?;
         if entry.expires <= now {
-            self.entries.remove(key);
+            self.remove(key);
             return None;
         }
         let age = u32::try_from((now - entry.stored).as_secs()).unwrap_or(u32::MAX);
-        let mut reply = entry.reply.clone();
+        let message = Message::from_vec(&entry.message).ok()?;
+        let mut reply = Reply {
+            code: message.metadata.response_code,
+            authoritative: false,
+            answers: message.answers,
+            authorities: message.authorities,
+            additionals: message.additionals,
+        };
         for record in records(&mut reply) {
             record.decrement_ttl(age);
         }
@@ -60,25 +85,45 @@ impl Cache {
 
     pub(crate) fn put(&mut self, key: Key, reply: &Reply, now: Instant) {
         let Some(ttl) = lifetime(reply) else { return };
+        let Some(message) = message(reply).filter(|message| message.len() <= LARGEST) else {
+            return;
+        };
+        self.remove(&key);
         let number = self.next;
         self.next += 1;
         self.order.push_back((key.clone(), number));
+        self.bytes += key.size(&message);
         let entry = Entry {
-            reply: reply.clone(),
+            message,
             stored: now,
             expires: now + ttl,
             number,
         };
         self.entries.insert(key, entry);
-        while self.order.len() > ENTRIES {
+        while self.order.len() > ENTRIES || self.bytes > BYTES {
             let Some((key, number)) = self.order.pop_front() else {
                 break;
             };
             if self.entries.get(&key).is_some_and(|e| e.number == number) {
-                self.entries.remove(&key);
+                self.remove(&key);
             }
         }
     }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.bytes = self.bytes.saturating_sub(key.size(&entry.message));
+        }
+    }
+}
+
+fn message(reply: &Reply) -> Option<Box<[u8]>> {
+    let mut message = Message::new(0, MessageType::Response, OpCode::Query);
+    message.metadata.response_code = reply.code;
+    message.answers.clone_from(&reply.answers);
+    message.authorities.clone_from(&reply.authorities);
+    message.additionals.clone_from(&reply.additionals);
+    Some(message.to_vec().ok()?.into_boxed_slice())
 }
 
 fn records(reply: &mut Reply) -> impl Iterator<Item = &mut Record> {
@@ -121,7 +166,7 @@ fn lifetime(reply: &Reply) -> Option<Duration> {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use hickory_proto::rr::rdata::{A, SOA};
+    use hickory_proto::rr::rdata::{A, SOA, TXT};
 
     use super::*;
 
@@ -190,5 +235,43 @@ mod tests {
         assert!(cache.get(&key("n0."), now).is_some(), "it came again");
         assert!(cache.get(&key("n1."), now).is_none());
         assert!(cache.get(&key("new."), now).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_is_bounded_in_bytes() {
+        let (mut cache, now) = (Cache::default(), Instant::now());
+        let text = |length: usize| {
+            let lines = vec!["x".repeat(200); length / 200];
+            Reply {
+                answers: vec![Record::from_rdata(
+                    Name::root(),
+                    30,
+                    RData::TXT(TXT::new(lines)),
+                )],
+                ..Reply::default()
+            }
+        };
+        for n in 0..ENTRIES {
+            cache.put(key(&format!("huge{n}.")), &text(60_000), now);
+        }
+        assert_eq!(
+            (cache.entries.len(), cache.bytes),
+            (0, 0),
+            "too large to be kept"
+        );
+        for n in 0..ENTRIES {
+            cache.put(key(&format!("large{n}.")), &text(3_000), now);
+        }
+        let held: usize = cache
+            .entries
+            .iter()
+            .map(|(key, e)| key.size(&e.message))
+            .sum();
+        assert_eq!(held, cache.bytes);
+        assert!(held <= BYTES && cache.entries.len() > 1_000, "{held}");
+        let last = key(&format!("large{}.", ENTRIES - 1));
+        assert!(cache.get(&last, now).is_some() && cache.get(&key("large0."), now).is_none());
+        assert!(cache.get(&last, now + LONGEST).is_none());
+        assert!(cache.bytes < held, "what has expired counts no longer");
     }
 }

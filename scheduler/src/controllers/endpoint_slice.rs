@@ -36,7 +36,7 @@ pub struct Observed {
     /// Slices of this Service that are managed here.
     pub slices: Vec<Arc<EndpointSlice>>,
     /// Node → zone, where it has one.
-    pub zones: HashMap<String, String>,
+    pub nodes: HashMap<String, Option<String>>,
 }
 
 #[derive(Debug)]
@@ -54,6 +54,14 @@ struct Slice {
     changed: bool,
 }
 
+// === impl Observed ===
+
+impl Observed {
+    fn zone_of(&self, node: &str) -> Option<&String> {
+        self.nodes.get(node)?.as_ref()
+    }
+}
+
 /// What to do for one Service. Nothing, when the slices are as they should be.
 pub fn plan(observed: &Observed) -> Vec<Action> {
     let mut groups = wanted(observed);
@@ -63,9 +71,13 @@ pub fn plan(observed: &Observed) -> Vec<Action> {
     }
     let mut free: Vec<Arc<EndpointSlice>> = Vec::new();
     let mut matched: BTreeMap<Vec<Port>, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
+    let mut foreign = Vec::new();
     for slice in &observed.slices {
         let ports = ports_of(slice);
-        if slice.address_type == IPV4 && groups.contains_key(&ports) {
+        if slice.metadata.controller().map(|o| &o.uid) != Some(&observed.service.metadata.uid) {
+            // Of a Service that had this name before: it goes with that one, and no patch would keep it.
+            foreign.push(Arc::clone(slice));
+        } else if slice.address_type == IPV4 && groups.contains_key(&ports) {
             matched.entry(ports).or_default().push(Arc::clone(slice));
         } else {
             free.push(Arc::clone(slice));
@@ -82,7 +94,8 @@ pub fn plan(observed: &Observed) -> Vec<Action> {
         slices.extend(distribute(ports, endpoints, existing));
     }
     let labels = labels(&observed.service);
-    let mut actions: Vec<Action> = free.iter().map(|s| delete(s)).collect();
+    let gone = free.iter().chain(&foreign);
+    let mut actions: Vec<Action> = gone.map(|s| delete(s)).collect();
     let nothing_but_empty = slices.iter().all(|s| s.endpoints.is_empty());
     let mut kept_empty = false;
     for slice in slices {
@@ -102,10 +115,13 @@ pub fn plan(observed: &Observed) -> Vec<Action> {
 fn wanted(observed: &Observed) -> BTreeMap<Vec<Port>, BTreeMap<String, Endpoint>> {
     let mut groups: BTreeMap<Vec<Port>, BTreeMap<String, Endpoint>> = BTreeMap::new();
     let zonal = hints::is_zonal(observed);
+    let anyway = observed.service.spec.publish_not_ready_addresses == Some(true);
+    // What ran on a node that is gone is gone, though its pod may still be there and say it is ready.
+    let is_somewhere = |pod: &Pod| anyway || observed.nodes.contains_key(&pod.spec.node_name);
     for pod in observed
         .pods
         .iter()
-        .filter(|p| service_ports::has_address(p))
+        .filter(|p| service_ports::has_address(p) && is_somewhere(p))
     {
         let ports = service_ports::ports(&observed.service, pod);
         groups
@@ -121,7 +137,7 @@ fn endpoint(observed: &Observed, pod: &Pod, zonal: bool) -> Endpoint {
     let terminating = pod.metadata.is_deleting();
     let anyway = observed.service.spec.publish_not_ready_addresses == Some(true);
     let ready = anyway || (serving && !terminating);
-    let zone = observed.zones.get(&pod.spec.node_name).cloned();
+    let zone = observed.zone_of(&pod.spec.node_name).cloned();
     let hints = ready.then(|| hints::of(&observed.service, pod, zone.as_deref(), zonal));
     Endpoint {
         addresses: vec![pod.status.pod_ip.clone()],

@@ -73,7 +73,11 @@ pub fn plan(observed: &Observed) -> Vec<Action> {
     let mut actions = Vec::new();
     if let Some(endpoints) = endpoints {
         for (group, addresses) in wanted(endpoints) {
-            let known = left.iter().position(|slice| group_of(slice) == group);
+            // One of Endpoints that had this name before goes with those.
+            let owner = Some(&endpoints.metadata.uid);
+            let known = left.iter().position(|slice| {
+                slice.metadata.controller().map(|o| &o.uid) == owner && group_of(slice) == group
+            });
             let known = known.map(|at| left.swap_remove(at));
             actions.extend(write(endpoints, known, group, addresses));
         }
@@ -395,6 +399,13 @@ mod tests {
             matches!(actions.as_slice(), [Action::Patch { .. }]),
             "{actions:?}"
         );
+        let mut replaced = (*endpoints(json!({"team": "a"}))).clone();
+        replaced.metadata.uid = "another".to_owned();
+        observed.endpoints = Some(Arc::new(replaced));
+        let actions = plan(&observed);
+        let made = |action: &&Action| matches!(action, Action::Create(_));
+        let count = actions.iter().filter(made).count();
+        assert_eq!((actions.len(), count), (4, 2), "two go, two come");
         observed.endpoints = None;
         assert_eq!(plan(&observed).len(), 2, "both go");
     }

@@ -91,12 +91,12 @@ impl Controller {
                 waker.add(Key::new(&slice.metadata.namespace, &owner.name));
             }
         });
-        // Where a node is, is said of every endpoint on it.
+        // Where a node is, is said of every endpoint on it, and that it is.
         let waker = Arc::clone(&queue);
         let weak = Arc::downgrade(shared);
         shared.informers.nodes.on_change(move |change| {
             let zone =
-                |node: Option<&Arc<Node>>| node.and_then(|n| n.metadata.labels.get(ZONE).cloned());
+                |node: Option<&Arc<Node>>| node.map(|n| n.metadata.labels.get(ZONE).cloned());
             if zone(change.old) == zone(change.new) {
                 return;
             }
@@ -140,19 +140,19 @@ impl Controller {
         let observed = Observed {
             pods: pods_behind(&self.shared, &service),
             slices,
-            zones: self.zones(),
+            nodes: self.nodes(),
             service,
         };
         self.apply(&key, plan(&observed)).await
     }
 
-    fn zones(&self) -> HashMap<String, String> {
+    fn nodes(&self) -> HashMap<String, Option<String>> {
         let nodes = self.shared.informers.nodes.all();
         nodes
             .iter()
-            .filter_map(|n| {
-                let zone = n.metadata.labels.get(ZONE)?;
-                Some((n.metadata.name.clone(), zone.clone()))
+            .map(|n| {
+                let zone = n.metadata.labels.get(ZONE).cloned();
+                (n.metadata.name.clone(), zone)
             })
             .collect()
     }

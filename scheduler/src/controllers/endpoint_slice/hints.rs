@@ -62,7 +62,7 @@ pub(super) fn is_zonal(observed: &Observed) -> bool {
         return false;
     }
     let mut nodes: BTreeMap<&str, usize> = BTreeMap::new();
-    for zone in observed.zones.values() {
+    for zone in observed.nodes.values().flatten() {
         *nodes.entry(zone).or_default() += 1;
     }
     let mut endpoints: BTreeMap<&str, usize> = BTreeMap::new();
@@ -72,7 +72,7 @@ pub(super) fn is_zonal(observed: &Observed) -> bool {
         .filter(|pod| pod.is_ready() && !pod.metadata.is_deleting());
     let mut total = 0;
     for pod in ready {
-        let Some(zone) = observed.zones.get(&pod.spec.node_name) else {
+        let Some(zone) = observed.zone_of(&pod.spec.node_name) else {
             return false;
         };
         *endpoints.entry(zone).or_default() += 1;
@@ -111,12 +111,14 @@ mod tests {
             pod.spec.node_name = (*node).to_owned();
             Arc::new(pod)
         });
-        let zone = |(node, zone): (&str, &str)| (node.to_owned(), zone.to_owned());
+        let zone = |(node, zone): (&str, &str)| (node.to_owned(), Some(zone.to_owned()));
+        let mut nodes = HashMap::from([("a1", "a"), ("a2", "a"), ("b1", "b")].map(zone));
+        nodes.insert("nowhere".to_owned(), None);
         let observed = Observed {
             service: Arc::new(service),
             pods: pods.collect(),
             slices: Vec::new(),
-            zones: HashMap::from([("a1", "a"), ("a2", "a"), ("b1", "b")].map(zone)),
+            nodes,
         };
         let actions = plan(&observed);
         let [Action::Create(slice)] = actions.as_slice() else {

@@ -33,7 +33,7 @@ fn observed(pods: Vec<Arc<Pod>>, slices: Vec<Arc<EndpointSlice>>) -> Observed {
         service: Arc::new(service(json!([{"port": 80, "targetPort": "http"}]))),
         pods,
         slices,
-        zones: HashMap::new(),
+        nodes: HashMap::from([("n".to_owned(), None)]),
     }
 }
 
@@ -104,6 +104,42 @@ fn a_service_without_pods_has_one_empty_slice() {
     assert_eq!(slices.len(), 1);
     assert!(slices[0].endpoints.is_empty());
     assert!(plan(&observed(Vec::new(), slices)).is_empty());
+}
+
+#[test]
+fn slices_of_a_service_that_had_the_name_before_are_replaced() {
+    let pods = vec![pod("a", "10.0.0.1", true)];
+    let before = carry_out(&[], plan(&observed(pods.clone(), Vec::new())), 0);
+    let mut again = observed(pods, before.clone());
+    Arc::make_mut(&mut again.service).metadata.uid = "another".to_owned();
+    let actions = plan(&again);
+    let [Action::Delete { name, .. }, Action::Create(slice)] = actions.as_slice() else {
+        panic!("one goes, one comes: {actions:?}");
+    };
+    assert_eq!(*name, before[0].metadata.name);
+    let owner = &slice.metadata.owner_references.as_ref().expect("an owner")[0];
+    assert_eq!(owner.uid, "another");
+    assert_eq!(slice.endpoints.as_ref().map(Vec::len), Some(1));
+}
+
+#[test]
+fn what_ran_on_a_node_that_is_gone_is_listed_only_when_asked_for() {
+    let mut stray = (*pod("b", "10.0.0.2", true)).clone();
+    stray.spec.node_name = "gone".to_owned();
+    let mut now = observed(
+        vec![pod("a", "10.0.0.1", true), Arc::new(stray)],
+        Vec::new(),
+    );
+    let listed = |observed: &Observed| {
+        let slices = carry_out(&[], plan(observed), 0);
+        let all = slices.iter().flat_map(|s| &s.endpoints);
+        all.map(|e| e.addresses[0].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(&now), ["10.0.0.1"]);
+    Arc::make_mut(&mut now.service)
+        .spec
+        .publish_not_ready_addresses = Some(true);
+    assert_eq!(listed(&now), ["10.0.0.1", "10.0.0.2"]);
 }
 
 #[test]

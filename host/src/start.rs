@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use types::error::chain;
 use types::well_known::{ANNOTATION_TUNNEL, TUNNEL_RELAY};
 
+use crate::dns;
 use crate::images::{Images, OpenError};
 use crate::ingress::{self, Ingress};
 use crate::link::{self, Links};
@@ -214,7 +215,8 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         Some(cidr) => cidr,
         None => node::registration::pod_cidr(&config.client, &config.node_name).await?,
     };
-    let network = network(&config, pod_cidr, annotations)?;
+    let searches = dns::server::searches().await;
+    let network = network(&config, pod_cidr, searches, annotations)?;
     if let Some(serving) = &config.serving {
         // A sender that is gone: nobody asks for the certificate any longer, because the process ends.
         let _ = serving.clone().wait_for(|serving| *serving).await;
@@ -387,6 +389,7 @@ fn keep_links(
 fn network(
     config: &Config,
     pod_cidr: Ipv4Net,
+    searches: Vec<String>,
     annotations: Annotations,
 ) -> Result<Arc<Network>, Error> {
     let network = Network::new(network::Config {
@@ -398,7 +401,10 @@ fn network(
         service_cidr: config.service_cidr,
         service_address: config.service_address,
         cluster_ca: config.tls.authority().to_vec(),
-        dns: config.dns.clone(),
+        dns: network::DnsConfig {
+            searches,
+            ..config.dns.clone()
+        },
         observe: config.observe.clone(),
         ..network::Config::default()
     })

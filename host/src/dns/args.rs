@@ -19,7 +19,8 @@ pub struct DnsArgs {
     #[arg(long = "dns-address", value_name = "IP:PORT")]
     pub addresses: Vec<Listen>,
 
-    /// Server to ask for names outside the cluster; may be repeated [default: those of /etc/resolv.conf]
+    /// Server to ask for names outside the cluster, for pods and for other programs; may be repeated [default: those of
+    /// /etc/resolv.conf]
     #[arg(long = "dns-upstream", value_name = "IP[:PORT]")]
     pub upstream: Vec<Server>,
 
@@ -102,6 +103,7 @@ impl DnsArgs {
             optional,
             upstream: self.upstream.iter().map(|server| server.0).collect(),
             ttl: self.ttl,
+            ..Config::default()
         }
     }
 }

@@ -43,7 +43,10 @@ fn hosts(pod: &PodNetwork) -> String {
 fn resolv_conf(pod: &PodNetwork) -> String {
     let identity = pod.identity();
     let config = &pod.fabric().config;
-    let searches: Vec<String> = search::searches(identity, &config.cluster_domain).collect();
+    let searches: Vec<String> = {
+        let (domain, machine) = (&config.cluster_domain, &config.dns.searches);
+        search::searches(identity, domain, machine).collect()
+    };
     let mut text = String::new();
     if !searches.is_empty() {
         let _ = writeln!(text, "search {}", searches.join(" "));

@@ -5,10 +5,11 @@ use crate::network::{DnsPolicy, PodIdentity};
 /// More would be an error in the API already.
 const SEARCHES: usize = 32;
 
-/// Full names without the final dot. `name` is lower case; a final dot means: just this.
+/// Full names without the final dot. `name` is lower case; a final dot means: just this. `machine` is the node's own list.
 pub(crate) fn candidates<'a>(
     pod: &'a PodIdentity,
     domain: &'a str,
+    machine: &'a [String],
     name: &'a str,
 ) -> impl Iterator<Item = String> + 'a {
     let absolute = name.strip_suffix('.');
@@ -20,7 +21,7 @@ pub(crate) fn candidates<'a>(
     let dots = bare.bytes().filter(|byte| *byte == b'.').count();
     let first = absolute.is_some() || dots >= ndots;
     let searches = (absolute.is_none())
-        .then(|| searches(pod, domain))
+        .then(|| searches(pod, domain, machine))
         .into_iter()
         .flatten()
         .take(SEARCHES)
@@ -32,9 +33,11 @@ pub(crate) fn candidates<'a>(
         .chain((!first).then(|| bare.to_owned()))
 }
 
+/// Those of the cluster, of the node and of the pod, as far as its policy goes.
 pub(crate) fn searches<'a>(
     pod: &'a PodIdentity,
     domain: &'a str,
+    machine: &'a [String],
 ) -> impl Iterator<Item = String> + 'a {
     let cluster = (pod.dns_policy == DnsPolicy::ClusterFirst).then(|| {
         [
@@ -47,7 +50,12 @@ pub(crate) fn searches<'a>(
         .searches
         .iter()
         .map(|search| search.to_ascii_lowercase());
-    cluster.into_iter().flatten().chain(own)
+    let machine = match pod.dns_policy {
+        DnsPolicy::ClusterFirst | DnsPolicy::Default => machine,
+        DnsPolicy::None => &[],
+    };
+    let others = machine.iter().cloned().chain(own);
+    cluster.into_iter().flatten().chain(others)
 }
 
 #[cfg(test)]
@@ -55,7 +63,7 @@ mod tests {
     use super::*;
 
     fn check(pod: &PodIdentity, name: &str, expected: &[&str]) {
-        let got: Vec<String> = candidates(pod, "cluster.local", name).collect();
+        let got: Vec<String> = candidates(pod, "cluster.local", &[], name).collect();
         assert_eq!(got, expected, "{name}");
     }
 
@@ -89,6 +97,28 @@ mod tests {
                 "a.b.c.d.e.f.corp.example",
             ],
         );
+    }
+
+    #[test]
+    fn the_nodes_own_list_is_for_those_who_resolve_as_it_does() {
+        let machine = ["lab.example".to_owned()];
+        for (dns_policy, expected) in [
+            (
+                DnsPolicy::ClusterFirst,
+                "shop.svc.c svc.c c lab.example own",
+            ),
+            (DnsPolicy::Default, "lab.example own"),
+            (DnsPolicy::None, "own"),
+        ] {
+            let pod = PodIdentity {
+                namespace: "shop".to_owned(),
+                searches: vec!["own".to_owned()],
+                dns_policy,
+                ..PodIdentity::default()
+            };
+            let got: Vec<String> = searches(&pod, "c", &machine).collect();
+            assert_eq!(got.join(" "), expected);
+        }
     }
 
     #[test]

@@ -27,10 +27,11 @@ use hickory_proto::op::{Query, ResponseCode};
 use ipnet::Ipv4Net;
 use tokio::sync::{Semaphore, watch};
 
-use self::forward::Forward;
+pub(crate) use self::forward::{Forward, searches};
 use self::records::{Lookup, Outcome, Settings};
+pub(crate) use self::wire::Reply;
 pub(crate) use self::wire::Transport;
-use self::wire::{Question, Rejected, Reply};
+use self::wire::{Question, Rejected};
 use super::zone::{Reverse, Zone};
 use crate::network::namespaces::Namespaces;
 use crate::network::table::Table;
@@ -48,8 +49,10 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// It goes without those that are taken.
     pub optional: bool,
-    /// Servers for names that are not the cluster's; empty means those of the node's `resolv.conf`.
+    /// Servers for names that are not the cluster's, whoever asks; empty means those of the node's `resolv.conf`.
     pub upstream: Vec<SocketAddr>,
+    /// The node's own search list: that of pods goes on with it.
+    pub searches: Vec<String>,
     /// Seconds an answer about the cluster may be kept, and that there is none.
     pub ttl: u32,
 }
@@ -95,7 +98,7 @@ pub(crate) struct Dns {
     /// Made when an address's name is asked for first, for as long as the table is the same.
     /// Held for as long as that takes, never over an await.
     reverse: Mutex<(Weak<Table>, Arc<Reverse>)>,
-    forward: Forward,
+    forward: Arc<Forward>,
     permits: Semaphore,
     pub(crate) counts: Counts,
 }
@@ -109,6 +112,7 @@ impl Default for Config {
             listen: Vec::new(),
             optional: false,
             upstream: Vec::new(),
+            searches: Vec::new(),
             ttl: 5,
         }
     }
@@ -170,7 +174,7 @@ impl Dns {
         tables: watch::Receiver<Arc<Table>>,
         namespaces: watch::Receiver<Arc<Namespaces>>,
     ) -> Self {
-        let forward = Forward::new(config.upstream.clone());
+        let forward = Arc::new(Forward::new(config.upstream.clone()));
         forward.answers_at(
             config
                 .cluster_address
@@ -195,6 +199,11 @@ impl Dns {
     /// It answers at these real addresses from now on.
     pub(crate) fn answers_at(&self, addresses: &[SocketAddr]) {
         self.forward.answers_at(addresses.iter().copied());
+    }
+
+    /// Who asks for it outside.
+    pub(crate) fn forward(&self) -> Arc<Forward> {
+        Arc::clone(&self.forward)
     }
 
     /// Where pods find it.

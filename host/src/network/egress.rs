@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Body, Config, Error, HttpError, SocketError};
-use crate::dns::upstream::Upstream;
+use crate::dns::upstream::{self, Upstream};
 
 const IDLE: Duration = Duration::from_secs(30);
 const IDLE_PER_HOST: usize = 8;
@@ -77,7 +77,7 @@ struct Connection {
     kept: Option<OwnedSemaphorePermit>,
 }
 
-/// Resolves as the node does, and drops what the policy forbids: a name cannot smuggle an address in.
+/// Asks the node's name servers, and drops what the policy forbids: a name cannot smuggle an address in.
 #[derive(Clone)]
 struct Resolver {
     policy: Arc<Policy>,
@@ -370,8 +370,10 @@ impl tower::Service<Name> for Resolver {
             upstream,
             check,
         } = self.clone();
+        let places = upstream::places();
         Box::pin(async move {
-            let found = upstream.lookup(name.as_str()).await.map_err(|error| {
+            let found = upstream.lookup_for(places.as_deref(), name.as_str()).await;
+            let found = found.map_err(|error| {
                 let kind = match error {
                     super::ResolveError::NotFound => io::ErrorKind::NotFound,
                     super::ResolveError::Temporary => io::ErrorKind::TimedOut,
@@ -444,7 +446,9 @@ mod tests {
 
     #[tokio::test]
     async fn connections_beyond_those_kept_end_with_their_request() {
-        let egress = Egress::new(&Config::default(), Arc::default()).unwrap();
+        let forward = crate::dns::server::Forward::new(Vec::new());
+        let upstream = Arc::new(Upstream::new(Arc::new(forward)));
+        let egress = Egress::new(&Config::default(), upstream).unwrap();
         egress.kept.forget_permits(KEPT - 1);
         let mut left = Vec::new();
         for _ in 0..3 {

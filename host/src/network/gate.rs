@@ -107,10 +107,19 @@ impl Gate {
                 let to = SocketAddr::new(ip, port);
                 call.address(to, false, name, request).await
             }
-            Found::Outside(names) => {
-                let name = names.first().map_or(name, String::as_str);
-                readdress(&mut request, name, Some(port))?;
-                call.outside(request).await
+            Found::Outside(name, _) => {
+                let known = self.fabric.upstream.of_machine(&name).await;
+                let Some(ip) = known.and_then(|ips| ips.first().copied()) else {
+                    readdress(&mut request, &name, Some(port))?;
+                    return call.outside(request).await;
+                };
+                let literal = match ip {
+                    IpAddr::V4(ip) => ip.to_string(),
+                    IpAddr::V6(ip) => format!("[{ip}]"),
+                };
+                readdress(&mut request, &literal, Some(port))?;
+                let to = SocketAddr::new(ip, port);
+                call.address(to, false, &name, request).await
             }
             Found::Nothing => Err(HttpError::NotFound(name.to_owned())),
         }
@@ -139,11 +148,13 @@ impl Gate {
         let ips = match dns::lead(&self.fabric, name) {
             Found::Service(service) => zone::addresses(&service),
             Found::Addresses(ips) => ips,
-            Found::Outside(names) => {
-                let name = names.first().map_or(name, String::as_str);
-                let found = self.fabric.upstream.lookup(name).await;
-                found.map_err(|_| SocketError::Unreachable)?
-            }
+            Found::Outside(name, _) => match self.fabric.upstream.of_machine(&name).await {
+                Some(ips) => ips,
+                None => {
+                    let found = self.fabric.upstream.lookup(&name).await;
+                    found.map_err(|_| SocketError::Unreachable)?
+                }
+            },
             Found::Nothing => return Err(SocketError::Unreachable),
         };
         let mut last = SocketError::Unreachable;

@@ -24,7 +24,7 @@ use super::table::{Kind, Port, Protocol, Service};
 use super::tunnel;
 use super::vnet::{Caller, Fabric, RENEWALS, Route};
 use super::{Body, HttpError, ReturnedRequest, SocketError, serve};
-use crate::dns::{self, Found};
+use crate::dns::{self, Found, upstream};
 
 pub(crate) use self::head::{readdress, strip_hop_by_hop};
 use self::told::{Asked, Away, Whom};
@@ -81,7 +81,15 @@ pub(crate) async fn send(
             dns::admit(pod, host)
                 .await
                 .map_err(|error| HttpError::Forbidden(format!("DNS for {host}: {error}")))?;
-            dns::find(pod, host)
+            let found = dns::find(pod, host);
+            if found.goes_on() {
+                // Search domains outside: whoever is there first.
+                let led = dns::settle(pod, found).await;
+                led.map_err(|error| HttpError::NotFound(format!("{host}: {error}")))?
+                    .found()
+            } else {
+                found
+            }
         }
     };
     match found {
@@ -98,19 +106,9 @@ pub(crate) async fn send(
             let address = SocketAddr::new(ip.to_canonical(), port);
             call.address(address, tls, host, request).await
         }
-        Found::Outside(names) => {
-            let target = match names.as_slice() {
-                [only] => only,
-                // Search domains outside: whoever answers first.
-                _ => {
-                    dns::outside(pod, &names)
-                        .await
-                        .map_err(|error| HttpError::NotFound(format!("{host}: {error}")))?
-                        .0
-                }
-            };
+        Found::Outside(target, _) => {
             if !target.eq_ignore_ascii_case(host) {
-                readdress(&mut request, target, authority.port_u16())?;
+                readdress(&mut request, &target, authority.port_u16())?;
             }
             call.outside(request).await
         }
@@ -527,11 +525,11 @@ impl Call<'_> {
         let address = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, 0));
         let (observed, pair) = self.observe(None, address, &mut request);
         let request = counted(request, pair.as_ref());
-        let answer = self
-            .fabric
-            .egress
-            .request(restricted.as_ref(), request)
-            .await;
+        let sent = self.fabric.egress.request(restricted.as_ref(), request);
+        let answer = match self.caller.pod {
+            Some(pod) => upstream::counted(pod.lookups(), sent).await,
+            None => sent.await,
+        };
         observed.answered(&answer);
         let mut response = answer?;
         strip_hop_by_hop(response.headers_mut());

@@ -82,7 +82,7 @@ pub struct PodNetwork {
     /// Held for a few instructions, never over an await.
     restricted: Mutex<Option<(u64, Restricted)>>,
     isolation: Isolation,
-    lookups: Semaphore,
+    lookups: Arc<Semaphore>,
     /// Questions to the DNS server the pod may have open.
     questions: Arc<Semaphore>,
     /// Real connections the pod may have.
@@ -131,7 +131,7 @@ impl PodNetwork {
             client: OnceLock::new(),
             restricted: Mutex::default(),
             isolation: Isolation::default(),
-            lookups: Semaphore::new(LOOKUPS),
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
             questions: Arc::new(Semaphore::new(QUESTIONS)),
             outside: Arc::new(Semaphore::new(limits.outside_per_pod)),
             identity,
@@ -184,7 +184,7 @@ impl PodNetwork {
     }
 
     /// A name as the pod's resolver sees it: literals, localhost, its own hostname and aliases, cluster names with search
-    /// domains, the outside by the system's resolver. Cancel by dropping.
+    /// domains, the outside from the node's name servers. Cancel by dropping.
     pub async fn resolve(&self, name: &str) -> Resolved {
         dns::resolve(self, name).await
     }
@@ -234,7 +234,7 @@ impl PodNetwork {
         &self.workload
     }
 
-    pub(crate) fn lookups(&self) -> &Semaphore {
+    pub(crate) fn lookups(&self) -> &Arc<Semaphore> {
         &self.lookups
     }
 

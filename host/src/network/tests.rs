@@ -7,6 +7,7 @@ mod datagrams;
 mod dns;
 mod elsewhere;
 mod memory;
+mod names;
 mod observe;
 mod places;
 mod policy;

@@ -131,7 +131,14 @@ impl Fabric {
         namespaces: watch::Receiver<Arc<Namespaces>>,
     ) -> Result<Arc<Self>, Error> {
         let traffic = Traffic::default();
-        let upstream = Arc::new(Upstream::default());
+        let dns = Arc::new(Dns::new(
+            &config.dns,
+            &config.cluster_domain,
+            vec![config.cluster_cidr, config.service_cidr],
+            services.clone(),
+            namespaces.clone(),
+        ));
+        let upstream = Arc::new(Upstream::new(dns.forward()));
         let quarter = descriptors() / 4;
         let stop = CancellationToken::new();
         let lost = Arc::new(Lost::default());
@@ -149,13 +156,7 @@ impl Fabric {
             traffic,
             answers: Answers::default(),
             ingress: Arc::new(Identity::ingress()),
-            dns: Arc::new(Dns::new(
-                &config.dns,
-                &config.cluster_domain,
-                vec![config.cluster_cidr, config.service_cidr],
-                services.clone(),
-                namespaces.clone(),
-            )),
+            dns,
             observer: Observer::new(&config.observe, &config.node_name)?,
             services,
             namespaces,

@@ -31,6 +31,7 @@ const ROUNDS: usize = 2;
 /// How long the servers are believed.
 const RELOAD: Duration = Duration::from_secs(30);
 const SERVERS: usize = 8;
+const SEARCHES: usize = 16;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const LARGEST: usize = 4_096;
 
@@ -46,6 +47,8 @@ pub(crate) struct Forward {
     own: Mutex<Vec<SocketAddr>>,
     /// The servers of a moment ago, without ourselves.
     known: Mutex<Option<(Instant, Arc<Vec<SocketAddr>>)>>,
+    /// Held while the file is read.
+    reading: tokio::sync::Mutex<()>,
     told: AtomicBool,
     permits: Semaphore,
     /// Held for a few instructions, never over an await.
@@ -70,6 +73,7 @@ impl Forward {
             source,
             own: Mutex::default(),
             known: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
             told: AtomicBool::new(false),
             permits: Semaphore::new(AT_ONCE),
             cache: Mutex::default(),
@@ -92,13 +96,36 @@ impl Forward {
             dnssec_ok,
             checking_disabled,
         };
-        if let Some(known) = self.cache().get(&key, Instant::now()) {
-            self.cached.fetch_add(1, Ordering::Relaxed);
-            return renamed(known, query.name());
+        if let Some(known) = self.known(query, &key) {
+            return known;
         }
         let Ok(_permit) = self.permits.try_acquire() else {
             return Reply::of(ResponseCode::ServFail);
         };
+        self.ask_anew(query, key).await
+    }
+
+    /// For callers that are counted elsewhere, with nothing out of the ordinary to ask. Cancel by dropping.
+    pub(crate) async fn ask_plainly(&self, query: &Query) -> Reply {
+        let key = Key {
+            name: query.name().to_lowercase(),
+            kind: query.query_type(),
+            dnssec_ok: false,
+            checking_disabled: false,
+        };
+        match self.known(query, &key) {
+            Some(known) => known,
+            None => self.ask_anew(query, key).await,
+        }
+    }
+
+    fn known(&self, query: &Query, key: &Key) -> Option<Reply> {
+        let known = self.cache().get(key, Instant::now())?;
+        self.cached.fetch_add(1, Ordering::Relaxed);
+        Some(renamed(known, query.name()))
+    }
+
+    async fn ask_anew(&self, query: &Query, key: Key) -> Reply {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let answered = tokio::time::timeout(DEADLINE, self.ask_all(query, &key)).await;
         let Ok(Some(reply)) = answered else {
@@ -148,25 +175,34 @@ impl Forward {
     }
 
     async fn servers(&self) -> Arc<Vec<SocketAddr>> {
-        let now = Instant::now();
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = known().clone();
-        if let Some((read, servers)) = &last
-            && now - *read < RELOAD
-        {
-            return Arc::clone(servers);
-        }
+        let known = || {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let (read, servers) = known.clone()?;
+            Some((read.elapsed() < RELOAD, servers))
+        };
+        // One reads, and whoever asks meanwhile goes by what was read last.
+        let _reading = match (known(), self.reading.try_lock()) {
+            (Some((true, servers)), _) | (Some((false, servers)), Err(_)) => return servers,
+            (_, Ok(reading)) => reading,
+            (None, Err(_)) => self.reading.lock().await,
+        };
+        let last = match known() {
+            Some((true, servers)) => return servers,
+            last => last.map(|(_, servers)| servers),
+        };
         let servers = match &self.source {
             Source::Given(servers) => self.without_ourselves(servers.clone()),
             Source::File(path) => match tokio::fs::read_to_string(path).await {
                 Ok(text) => self.without_ourselves(servers(&text)),
                 Err(error) => {
                     tracing::debug!(path = %path.display(), error = %chain(&error), "Failed to read name servers");
-                    last.map(|(_, servers)| servers).unwrap_or_default()
+                    last.unwrap_or_default()
                 }
             },
         };
-        *known() = Some((now, Arc::clone(&servers)));
+        let now = Instant::now();
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((now, Arc::clone(&servers)));
         servers
     }
 
@@ -217,6 +253,32 @@ fn servers(text: &str) -> Vec<SocketAddr> {
     servers.dedup();
     servers.truncate(SERVERS);
     servers
+}
+
+/// The machine's own search list; none when it cannot be read.
+pub(crate) async fn searches() -> Vec<String> {
+    match tokio::fs::read_to_string(RESOLV_CONF).await {
+        Ok(text) => searched(&text),
+        Err(error) => {
+            tracing::debug!(path = RESOLV_CONF, error = %chain(&error), "Failed to read the search list");
+            Vec::new()
+        }
+    }
+}
+
+/// The last `search` or `domain` line of a `resolv.conf`: it counts.
+fn searched(text: &str) -> Vec<String> {
+    let last = text.lines().rev().find_map(|line| {
+        let line = line.split(['#', ';']).next().unwrap_or_default();
+        let mut words = line.split_ascii_whitespace();
+        matches!(words.next(), Some("search" | "domain")).then_some(words)
+    });
+    let plain = |word: &str| word.trim_end_matches('.').to_ascii_lowercase();
+    let words = last.into_iter().flatten().map(plain);
+    words
+        .filter(|word| !word.is_empty())
+        .take(SEARCHES)
+        .collect()
 }
 
 /// Owner names that are the question's are written as the client wrote it, whoever asked before.
@@ -312,6 +374,9 @@ mod tests {
             vec!["10.0.0.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()];
         assert_eq!(servers(text), expected);
         assert!(servers("").is_empty());
+        let lists = "domain old.example\nsearch Lab.example. corp.example . # not this\n#search no\nnameserver 1.1.1.1\n";
+        assert_eq!(searched(lists), ["lab.example", "corp.example"]);
+        assert!(searched(text.split_once("\nnameserver").unwrap().1).is_empty());
     }
 
     #[test]

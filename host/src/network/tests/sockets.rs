@@ -380,6 +380,7 @@ async fn names_lead_where_kubernetes_says() {
         ("alias.example", &Ok(vec![[1, 2, 3, 4].into()])),
         ("localhost", &Ok(vec![Ipv4Addr::LOCALHOST.into()])),
         ("here", &Ok(vec![Ipv4Addr::LOCALHOST.into()])),
+        ("HERE.shop", &Ok(vec![Ipv4Addr::LOCALHOST.into()])),
         ("10.1.2.3", &Ok(vec![[10, 1, 2, 3].into()])),
         ("", &Err(ResolveError::NotFound)),
     ] {

@@ -9,7 +9,6 @@ use std::time::{Duration, SystemTime};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-
 use types::error::chain;
 
 /// How long nobody looks whether it has changed.

@@ -385,6 +385,74 @@ async fn an_identity_comes_with_the_request() {
         "spiffe://cluster.local/ns/shop/sa/cart"
     );
     assert_eq!(source.workload.name(), "shop/web");
+
+    // Ingress shows itself as what policies name, and counts as the outside it answers for.
+    let client = "192.0.2.7:4000".parse().unwrap();
+    let caller = first.network.fabric.ingress_from(client);
+    super::super::words::identify(&mut headers, caller.identity);
+    let from = super::super::outgoing::source(&first.network.fabric, &caller);
+    let from = HeaderValue::try_from(from.to_string()).unwrap();
+    headers.insert(super::super::words::FROM, from);
+    let (source, _) = incoming.source(&headers).unwrap();
+    assert!(source.identity.as_ref().unwrap().is_ingress());
+    assert_eq!(source.workload.name(), "outside");
+}
+
+#[tokio::test]
+async fn a_call_that_dies_with_its_node_is_told_by_the_caller() {
+    let cluster = Cluster::of(2);
+    let [first, second] = &cluster.hosts[..] else {
+        panic!()
+    };
+    let client = pod(&first.network, "client");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let (hangs, _serving) = guest(second, "hangs", move |_| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        std::future::pending()
+    });
+    hello(&first.network, &[(second, &hangs)]);
+    let call = tokio::spawn({
+        let client = Arc::clone(&client);
+        async move { client.http(post("http://hello/", "x")).await }
+    });
+    eventually(Duration::from_secs(10), "it is asked", || {
+        asked.load(Ordering::Relaxed) > 0
+    })
+    .await;
+    second.network.fabric.draining.cancel();
+    second.network.fabric.stop.cancel();
+    let error = call.await.unwrap().unwrap_err();
+    assert!(matches!(error, HttpError::Broken(_)), "{error}");
+    let flow = first.network.flows().remove(0);
+    assert_eq!(flow.destination, "shop/hello");
+    assert_eq!((flow.requests, flow.errors), (1, 1));
+}
+
+#[tokio::test]
+async fn a_busy_pod_of_another_node_is_not_taken_for_a_dead_one() {
+    let cluster = Cluster::of(2);
+    let [first, second] = &cluster.hosts[..] else {
+        panic!()
+    };
+    let client = pod(&first.network, "client");
+    let (busy, _serving) = guest(second, "busy", |request| async move {
+        Err(HttpError::Returned {
+            reason: "it has too much to do".to_owned(),
+            busy: true,
+            request: crate::network::ReturnedRequest::new(request),
+        })
+    });
+    hello(&first.network, &[(second, &busy)]);
+    let begun = Instant::now();
+    let error = ask(&client, "http://hello/").await.unwrap_err();
+    assert!(matches!(error, HttpError::NotReached(_)), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(1), "it did not wait");
+    let table = first.network.fabric.services.borrow().clone();
+    let service = table.get("shop", "hello").unwrap();
+    let port = service.port(80, crate::network::table::Protocol::Tcp);
+    let endpoint = &port.unwrap().endpoints[0];
+    assert!(!endpoint.load.is_ejected(first.network.fabric.now()));
 }
 
 #[tokio::test]

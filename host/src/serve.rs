@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use rustls::ServerConfig;
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,8 +33,12 @@ use crate::tls::Peer;
 mod metrics;
 mod streaming;
 
-/// Connections at the same time; more wait in the kernel.
-const CONNECTIONS: usize = 256;
+/// Connections at the same time; more wait in the kernel. An API server has one per answer that is still coming, so all that
+/// may be endless is bounded below this (streams, proxied answers, logs): what is short always finds a place.
+const CONNECTIONS: usize = 4_096;
+/// Logs being read at the same time; more are refused.
+const READERS: usize = 1_024;
+const _: () = assert!(READERS + streaming::MOST + streaming::PROXIED <= CONNECTIONS - 1_024);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A follower looks again after this long even if nobody told it to.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -146,6 +150,7 @@ fn router(known: Known, network: Arc<Network>, streaming: Streaming) -> Router {
             "/containerLogs/{namespace}/{pod}/{container}",
             get(container_logs),
         )
+        .with_state((known.clone(), Arc::new(Semaphore::new(READERS))))
         .route("/run/{*rest}", not_yet("run"))
         .with_state(known)
         .merge(streaming.routes())
@@ -217,10 +222,14 @@ fn is_true(value: Option<&str>) -> bool {
 }
 
 async fn container_logs(
-    State(known): State<Known>,
+    State((known, readers)): State<(Known, Arc<Semaphore>)>,
     Path((namespace, pod, container)): Path<(String, String, String)>,
     Query(query): Query<LogQuery>,
 ) -> Response {
+    let Ok(place) = readers.try_acquire_owned() else {
+        let why = format!("{READERS} logs of this node are being read already");
+        return (StatusCode::TOO_MANY_REQUESTS, why).into_response();
+    };
     let options = match query.options(now()) {
         Ok(options) => options,
         Err(message) => return (StatusCode::BAD_REQUEST, message).into_response(),
@@ -242,7 +251,7 @@ async fn container_logs(
             return (code, error.to_string()).into_response();
         }
     };
-    match Following::open(file, options).await {
+    match Following::open(file, options, place).await {
         Ok(following) => {
             let body = Body::from_stream(stream::unfold(following, Following::next));
             ([(header::CONTENT_TYPE, "text/plain")], body).into_response()
@@ -261,10 +270,15 @@ struct Following {
     reader: Option<Reader>,
     progress: Option<watch::Receiver<Progress>>,
     follow: bool,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Following {
-    async fn open(file: LogFile, options: Options) -> std::io::Result<Following> {
+    async fn open(
+        file: LogFile,
+        options: Options,
+        place: OwnedSemaphorePermit,
+    ) -> std::io::Result<Following> {
         // Before the file is looked at, so that nothing written in between is missed.
         let progress = file.log.as_ref().map(|log| log.progress());
         let path = file.path;
@@ -273,6 +287,7 @@ impl Following {
             reader: Some(reader),
             progress,
             follow: options.follow,
+            _place: place,
         })
     }
 

@@ -51,7 +51,9 @@ use crate::pods::exec::{ExecError, Target};
 use crate::pods::known::Known;
 
 /// Streaming connections at once.
-const MOST: usize = 256;
+pub(super) const MOST: usize = 256;
+/// Answers of pods on their way at once.
+pub(super) const PROXIED: usize = 1_024;
 /// Without a byte of anybody's for so long, a connection ends: the kubelet's streamingConnectionIdleTimeout.
 const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
 /// For the connection to become what was agreed.
@@ -88,6 +90,7 @@ pub(super) struct Streaming {
     known: Known,
     network: Arc<Network>,
     slots: Arc<Semaphore>,
+    proxied: Arc<Semaphore>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -115,6 +118,7 @@ impl Streaming {
             known,
             network,
             slots: Arc::new(Semaphore::new(MOST)),
+            proxied: Arc::new(Semaphore::new(PROXIED)),
             tasks,
             stop,
         }

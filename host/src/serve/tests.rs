@@ -7,7 +7,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::pods::known::Record;
-use crate::pods::logs::Logs;
+use crate::pods::logs::{Log, Logs, WriterThread};
 use crate::runtime::{LogSink, LogStream};
 
 async fn ask(router: &Router, path: &str) -> (StatusCode, String) {
@@ -76,10 +76,17 @@ async fn what_is_not_there_yet_says_so() {
     );
 }
 
-#[tokio::test]
-async fn a_followed_log_ends_with_its_instance() {
+/// A pod `web` of which a container runs, its log, and the node's endpoint.
+struct Logging {
+    log: Arc<Log>,
+    router: Router,
+    _thread: WriterThread,
+    _directory: tempfile::TempDir,
+}
+
+fn logging() -> Logging {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (logs, _thread) = Logs::start(directory.path().to_owned()).expect("started");
+    let (logs, thread) = Logs::start(directory.path().to_owned()).expect("started");
     let pod: PathBuf = logs.pod_directory("default", "web", "u1");
     let log = logs.open(&pod, "app", 0);
     let record = Record::new(
@@ -95,10 +102,48 @@ async fn a_followed_log_ends_with_its_instance() {
     });
     let known = Known::default();
     known.insert(Arc::new(record));
-    let router = plain_router(known, network());
+    Logging {
+        log,
+        router: plain_router(known, network()),
+        _thread: thread,
+        _directory: directory,
+    }
+}
+
+#[tokio::test]
+async fn who_follows_logs_takes_no_place_of_others() {
+    let node = logging();
+    node.log.write(LogStream::Stdout, b"one\n");
+    let path = "/containerLogs/default/web/app?follow=true";
+    let mut followers = Vec::new();
+    for _ in 0..READERS {
+        let request = http::Request::get(path).body(Body::empty());
+        let answer = node.router.clone().oneshot(request.expect("a request"));
+        let answer = answer.await.expect("infallible");
+        assert_eq!(answer.status(), StatusCode::OK);
+        followers.push(answer);
+    }
+    let (status, why) = ask(&node.router, path).await;
+    assert_eq!(
+        (status, why.as_str()),
+        (
+            StatusCode::TOO_MANY_REQUESTS,
+            "1024 logs of this node are being read already"
+        )
+    );
+    assert_eq!(ask(&node.router, "/healthz").await.0, StatusCode::OK);
+    followers.pop();
+    let (status, _) = ask(&node.router, "/containerLogs/default/web/app").await;
+    assert_eq!(status, StatusCode::OK, "a place is given back");
+}
+
+#[tokio::test]
+async fn a_followed_log_ends_with_its_instance() {
+    let node = logging();
+    let (log, router) = (&node.log, &node.router);
     log.write(LogStream::Stdout, b"one\n");
     log.write(LogStream::Stderr, b"two\n");
-    let asking = ask(&router, "/containerLogs/default/web/app?follow=true");
+    let asking = ask(router, "/containerLogs/default/web/app?follow=true");
     let writing = async {
         log.write(LogStream::Stdout, b"three\n");
         log.close();
@@ -108,13 +153,13 @@ async fn a_followed_log_ends_with_its_instance() {
         (status, text.as_str()),
         (StatusCode::OK, "one\ntwo\nthree\n")
     );
-    let (_, text) = ask(&router, "/containerLogs/default/web/app?tailLines=1").await;
+    let (_, text) = ask(router, "/containerLogs/default/web/app?tailLines=1").await;
     assert_eq!(text, "three\n");
-    let (_, text) = ask(&router, "/containerLogs/default/web/app?stream=Stderr").await;
+    let (_, text) = ask(router, "/containerLogs/default/web/app?stream=Stderr").await;
     assert_eq!(text, "two\n");
-    let (status, text) = ask(&router, "/containerLogs/default/web/app?previous=true").await;
+    let (status, text) = ask(router, "/containerLogs/default/web/app?previous=true").await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
-    let (status, text) = ask(&router, "/containerLogs/default/web/app?tailLines=-1").await;
+    let (status, text) = ask(router, "/containerLogs/default/web/app?tailLines=-1").await;
     assert_eq!(
         (status, text.as_str()),
         (

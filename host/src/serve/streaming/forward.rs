@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{
-    AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream, copy_bidirectional_with_sizes, join,
+    AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, DuplexStream, copy_buf, join, split,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::outlet::Outlet;
 use super::spdy::{Headers, Opened, Stream};
@@ -20,6 +20,8 @@ use crate::network::PodNetwork;
 /// For the second stream of a pair.
 const SECOND_STREAM: Duration = Duration::from_secs(30);
 const CHUNK: usize = 32 * 1024;
+/// For a client to say what is left, once the pod has closed: many only wait for the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Requests of one connection whose second stream has not come.
 const MOST_WAITING: usize = 256;
 /// Ports of one connection of the old kind.
@@ -51,7 +53,7 @@ enum Kind {
 // === impl Destination ===
 
 impl Destination {
-    /// Until both ends have closed. The error is for the error stream.
+    /// Until the pod has closed, and the client too or soon after. The error is for the error stream.
     async fn forward(
         &self,
         port: u16,
@@ -71,9 +73,25 @@ impl Destination {
                 "failed to connect to localhost:{port} inside the pod: dial tcp4 {to}: connect: {error}"
             ))
         })?;
-        let mut there = stream.into_io();
+        let (from_pod, mut to_pod) = split(stream.into_io());
+        let (from_client, mut to_client) = split(data);
         // How a connection ends that was there is the business of those at its ends.
-        let _ = copy_bidirectional_with_sizes(data, &mut there, CHUNK, CHUNK).await;
+        let up = async {
+            let mut from_client = BufReader::with_capacity(CHUNK, from_client);
+            drop(copy_buf(&mut from_client, &mut to_pod).await);
+            drop(to_pod.shutdown().await);
+        };
+        let down = async {
+            let mut from_pod = BufReader::with_capacity(CHUNK, from_pod);
+            drop(copy_buf(&mut from_pod, &mut to_client).await);
+            drop(to_client.shutdown().await);
+        };
+        tokio::pin!(up, down);
+        tokio::select! {
+            () = &mut down => drop(timeout(LAST_WORDS, up).await),
+            // What is asked may be answered after the asking has ended.
+            () = &mut up => down.await,
+        }
         Ok(())
     }
 }

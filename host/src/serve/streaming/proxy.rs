@@ -18,7 +18,7 @@ use tokio::io::copy_bidirectional;
 use tokio::time::timeout;
 use types::well_known::{HEADER_PROXY_FAILED, PROXY_PATH};
 
-use super::{BEGIN, IDLE, Streaming};
+use super::{BEGIN, IDLE, PROXIED, Streaming};
 use crate::idle::{Activity, Stalled};
 use crate::network::strip_hop_by_hop;
 
@@ -41,6 +41,11 @@ type Failed = (StatusCode, String);
 async fn send(streaming: &Streaming, mut request: Request) -> Result<Response, Failed> {
     let (address, uri) = target(request.uri()).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
     let failed = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why);
+    let place = Arc::clone(&streaming.proxied).try_acquire_owned();
+    let place = place.map_err(|_| {
+        let why = format!("this node passes on {PROXIED} answers already");
+        (StatusCode::TOO_MANY_REQUESTS, why)
+    })?;
     let upgrade = wanted(&mut request);
     strip_hop_by_hop(request.headers_mut());
     if let Some((protocol, _)) = &upgrade {
@@ -73,6 +78,8 @@ async fn send(streaming: &Streaming, mut request: Request) -> Result<Response, F
         return Err(failed(format!("{address}: no answer within {ANSWER:?}")));
     };
     let mut response = answered.map_err(broken)?;
+    // Only we say that.
+    response.headers_mut().remove(HEADER_PROXY_FAILED);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some((_, client)) = upgrade
     {
@@ -85,7 +92,7 @@ async fn send(streaming: &Streaming, mut request: Request) -> Result<Response, F
     // The sender must outlive the body, or hyper closes the connection under it.
     Ok(response.map(|body| {
         Body::new(body.map_frame(move |frame| {
-            let _held = &sender;
+            let _held = (&sender, &place);
             frame
         }))
     }))

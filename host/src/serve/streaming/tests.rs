@@ -72,6 +72,23 @@ impl Node {
         });
     }
 
+    /// Port 5 says a word and closes, whatever the other end does.
+    fn farewell(&self) {
+        let listener = self._pods[0]
+            .0
+            .bind_tcp("127.0.0.1:5".parse().expect("an address"))
+            .and_then(|bound| bound.listen(8));
+        let mut listener = listener.expect("a listener");
+        tokio::spawn(async move {
+            while let Ok(stream) = listener.accept().await {
+                let mut io = stream.into_io();
+                drop(io.write_all(b"bye").await);
+                drop(io.shutdown().await);
+                tokio::spawn(async move { io.read_to_end(&mut Vec::new()).await });
+            }
+        });
+    }
+
     /// A connection to the node's endpoint, without TLS.
     fn connect(&self) -> DuplexStream {
         let (here, there) = duplex(1 << 16);
@@ -328,6 +345,29 @@ async fn the_old_protocol_has_two_channels_per_port() {
     }
     texts.sort();
     assert_eq!(texts, ["0BwA=", "0aGk=", "1BwA="]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_the_pod_closes_ends_for_a_client_that_only_reads() {
+    let node = Node::new(false);
+    node.farewell();
+    let begun = tokio::time::Instant::now();
+    let mut client = Client::new(node.spdy().await);
+    client.request(1, "5").await;
+    assert_eq!(client.read_all(3).await, b"bye");
+    assert!(client.read_all(1).await.is_empty(), "no error was told");
+    let path = format!("{PATH}?port=5");
+    let mut socket = node.websocket(&path, V4).await.expect("agreed");
+    let mut said = Vec::new();
+    while let Some(Ok(message)) = socket.next().await {
+        match message {
+            Message::Binary(bytes) if bytes[0] == 0 => said.extend_from_slice(&bytes[1..]),
+            Message::Close(_) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(said, b"\x05\0bye");
+    assert_eq!(begun.elapsed().as_secs(), 2, "one for each");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use types::quantity::Quantity;
 
 use super::path::{Path, walk};
 use super::pod_spec;
-use super::pod_template::{CONTAINER_LISTS, default_pod_spec};
+use super::pod_template::default_pod_spec;
 use super::quantities;
 use super::rules::Rules;
 use super::strategy::Door;
@@ -67,6 +67,7 @@ fn prepare(new: &mut Object, old: Option<&Object>, door: Door<'_>) {
     match door {
         Door::Subresource("ephemeralcontainers") => {
             keep_all_but(new, old, &["ephemeralContainers"]);
+            in_the_old_order(new, old);
         }
         Door::Subresource("resize") => keep_all_but(new, old, &["containers", "initContainers"]),
         _ => {}
@@ -225,7 +226,8 @@ fn frozen(pod: &Object) -> Value {
         spec.remove("activeDeadlineSeconds");
         spec.remove("schedulingGates");
     }
-    for list in CONTAINER_LISTS {
+    // Ephemeral containers are added at a door of their own, and stay what they are.
+    for list in ["initContainers", "containers"] {
         for container in spec
             .get_mut(list)
             .and_then(Value::as_array_mut)
@@ -260,6 +262,21 @@ fn difference(before: &Value, after: &Value) -> String {
         })
         .collect();
     lines.concat()
+}
+
+/// Nodes go by a container's place: what is new comes last, wherever a client put it.
+fn in_the_old_order(new: &mut Object, old: &Object) {
+    const PATH: [&str; 2] = ["spec", "ephemeralContainers"];
+    let known = old.list_at(&PATH).to_vec();
+    let mut list = new.list_at(&PATH).to_vec();
+    let place = |container: &Value| {
+        let same = |other: &Value| other["name"] == container["name"];
+        known.iter().position(same).unwrap_or(usize::MAX)
+    };
+    if !list.is_sorted_by_key(place) {
+        list.sort_by_key(place);
+        new.set(&PATH, list.into());
+    }
 }
 
 /// Debug containers are only ever added.
@@ -408,6 +425,27 @@ mod tests {
             "{metadata: {name: p}, spec: {containers: []}}",
             &["spec.containers: Forbidden: pod updates may not add or remove containers"],
         );
+    }
+
+    #[test]
+    fn ephemeral_containers_keep_their_places_and_what_they_are() {
+        let spec = |list: &str| {
+            yaml(&format!(
+                "{{metadata: {{name: p}}, spec: {{containers: [{{name: c, image: x}}], ephemeralContainers: [{list}]}}}}"
+            ))
+        };
+        let old = spec("{name: a, image: x}, {name: b, image: x}");
+        let door = Door::Subresource("ephemeralcontainers");
+        let mut new = spec("{name: d, image: x}, {name: b, image: x}, {name: a, image: x}");
+        prepare(&mut new, Some(&old), door);
+        let names = new.list_at(&["spec", "ephemeralContainers"]).iter();
+        let names: Vec<_> = names.map(|container| &container["name"]).collect();
+        assert_eq!(names, ["a", "b", "d"]);
+        let mut causes = Vec::new();
+        validate_debug_containers(&new, &old, &mut causes);
+        assert!(causes.is_empty(), "{causes:?}");
+        let changed = spec("{name: a, image: y}, {name: b, image: x}");
+        assert_ne!(frozen(&changed), frozen(&old));
     }
 
     #[test]

@@ -55,9 +55,9 @@ pub(super) async fn proxy(call: &Call<'_>, body: Body) -> Result<Reply, Error> {
         _ => service(call, &asked)?,
     };
     let uri = &call.parts.uri;
-    let at = uri.path().match_indices('/').nth(DEPTH).map(|(at, _)| at);
-    let Some((prefix, path)) = at.map(|at| uri.path().split_at(at)) else {
-        return Ok(with_a_slash(call));
+    let (prefix, path) = cut(uri.path());
+    let Some(path) = path else {
+        return Ok(with_a_slash(prefix, uri.query()));
     };
     let query = uri.query().map(|query| format!("?{query}"));
     let target = format!(
@@ -276,11 +276,21 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
+/// Pure: our part of the path, and the other end's. Of slashes at the beginning all but one mean nothing, as when the path was
+/// parsed; left in a `Location`, two would name a host.
+fn cut(path: &str) -> (&str, Option<&str>) {
+    let more = path.bytes().take_while(|byte| *byte == b'/').count();
+    let path = &path[more.saturating_sub(1)..];
+    match path.match_indices('/').nth(DEPTH) {
+        Some((at, _)) => (&path[..at], Some(&path[at..])),
+        None => (path, None),
+    }
+}
+
 /// Relative links of a page need a path that ends.
-fn with_a_slash(call: &Call<'_>) -> Reply {
-    let uri = &call.parts.uri;
-    let query = uri.query().map(|query| format!("?{query}"));
-    let location = format!("{}/{}", uri.path(), query.unwrap_or_default());
+fn with_a_slash(prefix: &str, query: Option<&str>) -> Reply {
+    let query = query.map(|query| format!("?{query}"));
+    let location = format!("{prefix}/{}", query.unwrap_or_default());
     let mut reply = Reply::text(StatusCode::MOVED_PERMANENTLY, "");
     if let Ok(location) = HeaderValue::from_str(&location) {
         reply.headers.insert(header::LOCATION, location);
@@ -358,6 +368,17 @@ mod tests {
         );
         assert!(ready(&slice, "").is_empty());
         assert!(ready(&json!({}), "http").is_empty());
+    }
+
+    #[test]
+    fn a_path_is_cut_where_it_was_parsed() {
+        let prefix = "/api/v1/namespaces/d/pods/p/proxy";
+        for more in ["", "/", "///"] {
+            let path = format!("{more}{prefix}");
+            assert_eq!(cut(&path), (prefix, None), "{path}");
+            let path = format!("{more}{prefix}/a//b/");
+            assert_eq!(cut(&path), (prefix, Some("/a//b/")), "{path}");
+        }
     }
 
     #[test]

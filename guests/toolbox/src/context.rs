@@ -22,7 +22,9 @@ pub struct Context {
 impl Context {
     /// As the host started this component.
     pub fn from_outside() -> Self {
-        let env: BTreeMap<_, _> = std::env::vars().collect();
+        let mut env: BTreeMap<_, _> = std::env::vars().collect();
+        // What the host tells this component is not for scripts.
+        env.retain(|name, _| !name.starts_with("CORACLE_"));
         Self {
             name: "toolbox".to_owned(),
             env,
@@ -33,9 +35,9 @@ impl Context {
         }
     }
 
-    /// Where a path leads from the working directory.
+    /// Where a path leads from the working directory; an empty one leads nowhere.
     pub fn path(&self, path: &str) -> PathBuf {
-        PathBuf::from(files::absolute(&self.cwd, path))
+        files::named(&self.cwd, path)
     }
 
     /// Says on stderr what failed and answers 1, the usual code for it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::io::{Input, Output};
@@ -56,6 +56,15 @@ impl Stat {
     }
 }
 
+/// Where a name that somebody gave leads from a directory. An empty one leads nowhere: no file has it, and what is asked of
+/// it fails as POSIX wants (`rm -rf "$UNSET"` must not mean the directory).
+pub fn named(cwd: &str, name: &str) -> PathBuf {
+    match name {
+        "" => PathBuf::new(),
+        name => PathBuf::from(absolute(cwd, name)),
+    }
+}
+
 /// Joins and cleans: the result is absolute, without `.`, `..` and doubled slashes.
 pub fn absolute(cwd: &str, path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
@@ -93,7 +102,7 @@ pub fn implied(preopens: &[String], path: &str) -> Vec<String> {
 
 fn is_implied(path: &Path) -> bool {
     let path = path.to_string_lossy();
-    path == "/" || !implied(&os::preopens(), &path).is_empty()
+    path == "/" || !path.is_empty() && !implied(&os::preopens(), &path).is_empty()
 }
 
 /// About the file itself, not what a link points to.
@@ -209,6 +218,8 @@ mod tests {
         assert_eq!(absolute("/a/b", "../c/./d//e"), "/a/c/d/e");
         assert_eq!(absolute("/a", "/x/../../y"), "/y");
         assert_eq!(absolute("/", ""), "/");
+        assert_eq!(named("/a", "b"), Path::new("/a/b"));
+        assert!(stat(&named("/tmp", "")).is_err(), "nothing has no name");
     }
 
     #[test]

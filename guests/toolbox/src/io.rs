@@ -1,9 +1,10 @@
 //! Streams without processes: what applets read from and write to, and how a pipeline pushes bytes through them.
 //!
-//! A pipe is a call: writing to it hands the bytes to the next applet's [`Filter`], which may answer [`Closed`] as a
-//! broken pipe would. So `yes | head -3` ends, and nothing waits in memory.
+//! A pipe is a call: writing to it hands the bytes to the next applet's [`Filter`], which may answer [`Closed`] when it has
+//! enough. Then the pipe breaks as a kernel's does: not for what still fits into it, but for a writer that goes on. So
+//! `yes | head -3` ends, nothing waits in memory, and `echo a | grep -q a` succeeds on both sides.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::rc::Rc;
@@ -13,7 +14,7 @@ use crate::os;
 
 /// What may wait in memory for a reader that has to pull: `$(…)`, `while read` at the end of a pipe, here-documents.
 pub const GATHER: usize = 8 << 20;
-/// What an applet that never reads lets its writer write before the pipe is broken, as a kernel's pipe does.
+/// What fits into a pipe that nobody reads.
 const PIPE: usize = 64 << 10;
 const CHUNK: usize = 64 << 10;
 
@@ -79,14 +80,40 @@ enum Origin {
 /// The writing end of a pipe and all that hangs behind it.
 pub struct Pipe {
     reader: Option<Box<dyn Filter>>,
-    /// For readers that are gone: what still may be written, and how they ended.
-    room: usize,
+    /// Once the reader wants no more.
+    room: Option<Room>,
     code: i32,
+    /// A write of the reader's failed.
+    failed: bool,
     broken: bool,
+}
+
+/// What a pipe takes that nobody reads: as much as fits, until its writer waits for anything. By then a reader that is a
+/// process would be gone.
+struct Room {
+    bytes: usize,
+    waits: u64,
 }
 
 thread_local! {
     static STDOUT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// A write to a file has failed, or to memory, and no command has answered for it yet.
+    static FAILED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a write failed while this ran. Who asks answers for it with an exit code: nobody further out hears of it.
+pub fn noticed<T>(run: impl FnOnce() -> T) -> (T, bool) {
+    let before = FAILED.replace(false);
+    let result = run();
+    (result, FAILED.replace(before))
+}
+
+/// The exit code of what ran: no success if what it wrote is not there, whether it looked or not.
+pub fn answered(run: impl FnOnce() -> i32) -> i32 {
+    match noticed(run) {
+        (0, true) => 1,
+        (code, _) => code,
+    }
 }
 
 // === impl Output ===
@@ -104,6 +131,7 @@ impl Output {
             Self::File(file) => file.borrow_mut().write_all(bytes).map_err(|error| {
                 let message = format!("write error: {}\n", why(&error));
                 let _ = io::stderr().write_all(message.as_bytes());
+                FAILED.set(true);
                 Closed
             }),
             Self::Gather(gathered) => {
@@ -124,11 +152,13 @@ impl Output {
     }
 
     pub fn is_terminal(&self) -> bool {
-        matches!(self, Self::Stdout | Self::Stderr) && os::terminal()
+        matches!(self, Self::Stdout | Self::Stderr) && os::screen()
     }
 }
 
-fn too_much() {
+/// Says that it does, and that what is written is not whole.
+pub fn too_much() {
+    FAILED.set(true);
     let message = format!(
         "more than {} MiB for a reader that cannot be fed in pieces\n",
         GATHER >> 20
@@ -242,27 +272,6 @@ impl Input {
         Ok((!bytes.is_empty()).then_some(bytes))
     }
 
-    /// A line as it is typed: ^C ends it as well.
-    pub fn typed_line(&self) -> io::Result<Vec<u8>> {
-        let mut line = Vec::new();
-        let Self::From(source) = self else {
-            return Ok(line);
-        };
-        let mut source = source.borrow_mut();
-        loop {
-            let bytes = source.fill_buf()?;
-            let end = bytes
-                .iter()
-                .position(|b| matches!(*b, b'\n' | os::INTERRUPT));
-            let count = end.map_or(bytes.len(), |end| end + 1);
-            line.extend_from_slice(&bytes[..count]);
-            source.consume(count);
-            if end.is_some() || count == 0 {
-                return Ok(line);
-            }
-        }
-    }
-
     /// Whether nothing is left of what was given beforehand.
     pub fn is_drained(&self) -> bool {
         match self {
@@ -271,12 +280,17 @@ impl Input {
         }
     }
 
+    /// Everything, or an error: never a part of it.
     pub fn rest(&self) -> io::Result<Vec<u8>> {
         let mut all = Vec::new();
         if let Self::From(source) = self {
             Read::by_ref(&mut *source.borrow_mut())
-                .take(GATHER as u64)
+                .take(GATHER as u64 + 1)
                 .read_to_end(&mut all)?;
+        }
+        if all.len() > GATHER {
+            let message = format!("more than {} MiB", GATHER >> 20);
+            return Err(io::Error::other(message));
         }
         Ok(all)
     }
@@ -332,14 +346,7 @@ impl Pipe {
     /// The pipe into what was started behind it.
     pub fn into(started: Started, context: &Context) -> Self {
         let reader: Option<Box<dyn Filter>> = match started {
-            Started::Done(code) => {
-                return Self {
-                    reader: None,
-                    room: PIPE,
-                    code,
-                    broken: false,
-                };
-            }
+            Started::Done(code) => return Self::to_nobody(code),
             Started::Reads(files, mut filter) if files.is_empty() => {
                 filter.begin("-");
                 Some(filter)
@@ -351,20 +358,25 @@ impl Pipe {
                     drive(&context, &files, filter)
                 })))
             }
-            Started::Reads(files, filter) => {
-                return Self {
-                    reader: None,
-                    room: PIPE,
-                    code: drive(context, &files, filter),
-                    broken: false,
-                };
-            }
+            started @ Started::Reads(..) => return Self::to_nobody(complete(context, started)),
             Started::Pulls(run) => Some(Box::new(Gather::new(run))),
         };
         Self {
             reader,
-            room: 0,
+            room: None,
             code: 0,
+            failed: false,
+            broken: false,
+        }
+    }
+
+    /// To a reader that has ended with this code.
+    fn to_nobody(code: i32) -> Self {
+        Self {
+            reader: None,
+            room: Some(Room::new()),
+            code,
+            failed: false,
             broken: false,
         }
     }
@@ -375,27 +387,58 @@ impl Pipe {
     }
 
     fn push(&mut self, bytes: &[u8]) -> Written {
-        let written = match &mut self.reader {
-            Some(_) if self.broken => Err(Closed),
-            Some(reader) => reader.push(bytes),
-            None if bytes.len() <= self.room => {
-                self.room -= bytes.len();
-                Ok(())
+        if let (None, Some(reader)) = (&self.room, &mut self.reader) {
+            let (written, failed) = noticed(|| reader.push(bytes));
+            self.failed |= failed;
+            if written.is_err() {
+                self.room = Some(Room::new());
             }
-            None => Err(Closed),
-        };
-        self.broken |= written.is_err();
-        written
+            return Ok(());
+        }
+        if self
+            .room
+            .as_mut()
+            .is_some_and(|room| room.take(bytes.len()))
+        {
+            return Ok(());
+        }
+        self.broken = true;
+        Err(Closed)
     }
 
     /// The writer has ended; so do all behind it.
     pub fn end(&mut self) -> i32 {
         if let Some(mut reader) = self.reader.take() {
-            reader.finish();
-            self.code = reader.end();
-            self.room = 0;
+            let (code, failed) = noticed(|| {
+                reader.finish();
+                reader.end()
+            });
+            self.code = match code {
+                0 if failed || self.failed => 1,
+                code => code,
+            };
+            self.room = None;
         }
         self.code
+    }
+}
+
+// === impl Room ===
+
+impl Room {
+    fn new() -> Self {
+        Self {
+            bytes: PIPE,
+            waits: os::waits(),
+        }
+    }
+
+    fn take(&mut self, bytes: usize) -> bool {
+        let fits = bytes <= self.bytes && self.waits == os::waits();
+        if fits {
+            self.bytes -= bytes;
+        }
+        fits
     }
 }
 
@@ -440,11 +483,11 @@ impl<F: FnOnce(Input) -> i32> Filter for Gather<F> {
 
 /// Runs to its end what was started outside of a pipe.
 pub fn complete(context: &Context, started: Started) -> i32 {
-    match started {
+    answered(|| match started {
         Started::Done(code) => code,
         Started::Reads(files, filter) => drive(context, &files, filter),
         Started::Pulls(run) => run(context.stdin.clone()),
-    }
+    })
 }
 
 /// Pushes the files, or stdin, through the filter.
@@ -475,6 +518,7 @@ fn drive(context: &Context, files: &[String], mut filter: Box<dyn Filter>) -> i3
                         flush();
                     }
                 }
+                Err(_) if os::interrupted() => return 130,
                 Err(error) => {
                     failed = context.fail_on(name, &error);
                     break;

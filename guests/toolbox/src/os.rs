@@ -2,17 +2,18 @@
 
 use std::io;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-/// The byte a terminal in line mode sends for ^C.
-pub const INTERRUPT: u8 = 3;
+static WAITS: AtomicU64 = AtomicU64::new(0);
 
-/// Whether a terminal is attached: the host says so by `TERM`.
-pub fn terminal() -> bool {
-    static TERMINAL: OnceLock<bool> = OnceLock::new();
-    *TERMINAL.get_or_init(|| {
-        cfg!(target_os = "wasi") && std::env::var_os("TERM").is_some_and(|term| !term.is_empty())
-    })
+/// How often this has waited for something outside.
+pub fn waits() -> u64 {
+    WAITS.load(Ordering::Relaxed)
+}
+
+fn waited() {
+    WAITS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Time since some moment that does not change.
@@ -41,8 +42,9 @@ pub use imp::*;
 #[cfg(target_os = "wasi")]
 mod imp {
     use std::cell::{Cell, OnceCell, RefCell};
+    use std::collections::VecDeque;
 
-    use wasip2::cli::{environment, exit, stdin};
+    use wasip2::cli::{environment, exit, stdin, terminal_stdin, terminal_stdout};
     use wasip2::clocks::monotonic_clock;
     use wasip2::filesystem::preopens;
     use wasip2::filesystem::types::Descriptor;
@@ -51,14 +53,35 @@ mod imp {
 
     use super::*;
 
+    /// The byte a terminal in line mode sends for ^C.
+    const INTERRUPT: u8 = 3;
+    /// What is read ahead while looking for ^C; beyond that it is not looked for.
+    const MOST: usize = 64 << 10;
+
+    /// Read, not yet asked for.
+    enum Ahead {
+        Bytes(Vec<u8>),
+        /// ^D at a terminal, after which there may be more; or the end.
+        End,
+    }
+
     thread_local! {
         static STDIN: OnceCell<InputStream> = const { OnceCell::new() };
-        /// Read while looking for ^C, not yet asked for.
-        static AHEAD: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        static AHEAD: RefCell<VecDeque<Ahead>> = const { RefCell::new(VecDeque::new()) };
         static INTERRUPTED: Cell<bool> = const { Cell::new(false) };
-        /// Then stdin is ready for ever, and not waited for.
-        static ENDED: Cell<bool> = const { Cell::new(false) };
         static PREOPENS: OnceCell<Vec<(Descriptor, String)>> = const { OnceCell::new() };
+    }
+
+    /// Whether somebody may type: the host knows, not the environment.
+    pub fn terminal() -> bool {
+        static TERMINAL: OnceLock<bool> = OnceLock::new();
+        *TERMINAL.get_or_init(|| terminal_stdin::get_terminal_stdin().is_some())
+    }
+
+    /// Whether somebody sees what is written.
+    pub fn screen() -> bool {
+        static SCREEN: OnceLock<bool> = OnceLock::new();
+        *SCREEN.get_or_init(|| terminal_stdout::get_terminal_stdout().is_some())
     }
 
     pub fn exit(code: i32) -> ! {
@@ -100,25 +123,78 @@ mod imp {
         })
     }
 
-    /// Waits for bytes; none at the end.
+    /// Waits for bytes; none at the end. ^C on a terminal is an error, see [`interrupted`].
     pub fn read_stdin(into: &mut [u8]) -> io::Result<usize> {
-        let ahead = AHEAD.take();
-        if !ahead.is_empty() {
-            let count = ahead.len().min(into.len());
-            into[..count].copy_from_slice(&ahead[..count]);
-            AHEAD.set(ahead[count..].to_vec());
-            return Ok(count);
+        loop {
+            if let Some(next) = next(into.len())? {
+                into[..next.len()].copy_from_slice(&next);
+                return Ok(next.len());
+            }
+            waited();
+            take_in(with_stdin(|stream| stream.blocking_read(into.len() as u64)))?;
         }
-        with_stdin(|stream| match stream.blocking_read(into.len() as u64) {
-            Ok(bytes) => {
-                into[..bytes.len()].copy_from_slice(&bytes);
-                Ok(bytes.len())
-            }
-            Err(StreamError::Closed) => Ok(0),
-            Err(StreamError::LastOperationFailed(error)) => {
-                Err(io::Error::other(error.to_debug_string()))
-            }
+    }
+
+    /// What has been read already, at most so much: nothing is the end.
+    fn next(most: usize) -> io::Result<Option<Vec<u8>>> {
+        if terminal() && interrupted() {
+            return Err(io::Error::other("interrupted"));
+        }
+        AHEAD.with_borrow_mut(|ahead| {
+            Ok(match ahead.pop_front() {
+                None => None,
+                Some(Ahead::End) => Some(Vec::new()),
+                Some(Ahead::Bytes(mut bytes)) => {
+                    if bytes.len() > most {
+                        ahead.push_front(Ahead::Bytes(bytes.split_off(most)));
+                    }
+                    Some(bytes)
+                }
+            })
         })
+    }
+
+    /// Puts what stdin gave to what was read ahead. A ^C takes away all that stands before it.
+    fn take_in(read: Result<Vec<u8>, StreamError>) -> io::Result<()> {
+        let mut bytes = match read {
+            Ok(bytes) => bytes,
+            Err(StreamError::Closed) => {
+                AHEAD.with_borrow_mut(|ahead| ahead.push_back(Ahead::End));
+                return Ok(());
+            }
+            Err(StreamError::LastOperationFailed(error)) => {
+                return Err(io::Error::other(error.to_debug_string()));
+            }
+        };
+        AHEAD.with_borrow_mut(|ahead| {
+            if terminal()
+                && let Some(at) = bytes.iter().rposition(|b| *b == INTERRUPT)
+            {
+                ahead.clear();
+                bytes.drain(..=at);
+                INTERRUPTED.set(true);
+            }
+            if !bytes.is_empty() {
+                ahead.push_back(Ahead::Bytes(bytes));
+            }
+        });
+        Ok(())
+    }
+
+    /// Whether to look for ^C: not beyond a second end that nobody has read, which is a stdin that is closed for good and
+    /// would be ready for ever.
+    fn looks() -> bool {
+        terminal()
+            && AHEAD.with_borrow(|ahead| {
+                let (mut ends, mut bytes) = (0, 0);
+                for one in ahead {
+                    match one {
+                        Ahead::End => ends += 1,
+                        Ahead::Bytes(some) => bytes += some.len(),
+                    }
+                }
+                ends < 2 && bytes < MOST
+            })
     }
 
     fn with_stdin<T>(f: impl FnOnce(&InputStream) -> T) -> T {
@@ -136,40 +212,24 @@ mod imp {
 
     /// On a terminal, looks whether ^C was typed; other bytes are kept for who reads next.
     pub fn look_for_interrupt() {
-        if !terminal() || ENDED.get() {
-            return;
-        }
-        loop {
-            let Ok(bytes) = with_stdin(|stream| stream.read(4096)) else {
-                ENDED.set(true);
-                return;
-            };
-            if bytes.is_empty() {
+        while looks() {
+            let read = with_stdin(|stream| stream.read(4096));
+            let nothing = matches!(&read, Ok(bytes) if bytes.is_empty());
+            if take_in(read).is_err() || nothing {
                 return;
             }
-            AHEAD.with_borrow_mut(|ahead| {
-                ahead.extend_from_slice(&bytes);
-                if let Some(at) = ahead.iter().rposition(|b| *b == INTERRUPT) {
-                    ahead.drain(..=at);
-                    INTERRUPTED.set(true);
-                }
-            });
         }
     }
 
     /// What was typed, or sent, so far; `None` at the end.
     pub fn poll_stdin() -> io::Result<Option<Vec<u8>>> {
-        let ahead = AHEAD.take();
-        if !ahead.is_empty() {
-            return Ok(Some(ahead));
-        }
-        match with_stdin(|stream| stream.read(4096)) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(StreamError::Closed) => Ok(None),
-            Err(StreamError::LastOperationFailed(error)) => {
-                Err(io::Error::other(error.to_debug_string()))
+        for _ in 0..2 {
+            if let Some(next) = next(4096)? {
+                return Ok((!next.is_empty()).then_some(next));
             }
+            take_in(with_stdin(|stream| stream.read(4096)))?;
         }
+        Ok(Some(next(4096)?.unwrap_or_default()))
     }
 
     /// Why a wait ended.
@@ -196,11 +256,12 @@ mod imp {
             }
             let nanos = left.map(|left| u64::try_from(left.as_nanos()).unwrap_or(u64::MAX));
             let clock = nanos.map(monotonic_clock::subscribe_duration);
-            let typed = (terminal() && !ENDED.get()).then(|| with_stdin(InputStream::subscribe));
+            let typed = looks().then(|| with_stdin(InputStream::subscribe));
             let all: Vec<&Pollable> = [Some(pollable), clock.as_ref(), typed.as_ref()]
                 .into_iter()
                 .flatten()
                 .collect();
+            waited();
             poll::poll(&all);
         }
     }
@@ -221,6 +282,14 @@ mod imp {
 
     use super::*;
 
+    pub fn terminal() -> bool {
+        false
+    }
+
+    pub fn screen() -> bool {
+        false
+    }
+
     pub fn exit(code: i32) -> ! {
         std::process::exit(code & 0xff)
     }
@@ -240,6 +309,7 @@ mod imp {
     }
 
     pub fn read_stdin(into: &mut [u8]) -> io::Result<usize> {
+        waited();
         io::stdin().read(into)
     }
 
@@ -264,6 +334,7 @@ mod imp {
     #[expect(clippy::disallowed_methods, reason = "sleeping is what was asked for")]
     pub fn pause(time: Duration) -> bool {
         crate::io::flush();
+        waited();
         std::thread::sleep(time);
         true
     }

@@ -128,13 +128,7 @@ pub fn whoami(context: &mut Context, _: &[String]) -> Answer {
 pub fn ps(context: &mut Context, _: &[String]) -> Answer {
     print(&context.stdout, "PID   USER     TIME  COMMAND\n");
     let mut last = 0;
-    for line in context
-        .env
-        .get("CORACLE_PS")
-        .map(String::as_str)
-        .unwrap_or_default()
-        .lines()
-    {
+    for line in std::env::var("CORACLE_PS").unwrap_or_default().lines() {
         let mut words = line.split_whitespace();
         let (Some(pid), Some(user), Some(time)) = (words.next(), words.next(), words.next()) else {
             continue;

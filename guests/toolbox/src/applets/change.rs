@@ -270,7 +270,16 @@ pub fn rm(context: &mut Context, args: &[String]) -> Answer {
     let recursive = options.last_of("rR").is_some();
     let mut code = 0;
     for name in &options.operands {
+        let last = name.trim_end_matches('/').rsplit('/').next();
+        if matches!(last, Some("." | "..")) {
+            code = context.fail("refusing to remove '.' or '..' directory");
+            continue;
+        }
         let path = context.path(name);
+        if path == Path::new("/") {
+            code = context.fail(format_args!("refusing to remove '{name}'"));
+            continue;
+        }
         let removed = match files::lstat(&path) {
             Err(_) if force => continue,
             Err(error) => Err(error),

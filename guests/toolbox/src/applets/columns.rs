@@ -172,7 +172,7 @@ struct Table {
 
 /// The characters of a set: `a-z`, `[:upper:]`, `\n`.
 fn set(text: &str) -> Vec<char> {
-    let text = super::printf::unescape(text).0;
+    let text = super::printf::unescaped(text);
     let chars: Vec<char> = text.chars().collect();
     let mut set = Vec::new();
     let mut at = 0;

@@ -78,11 +78,11 @@ pub fn start(context: &mut Context, args: &[String]) -> Answer {
 type Failed = (i32, String);
 
 /// What `-d` and its like say, joined by `&`.
-fn data(context: &Context, options: &Options) -> Result<Option<String>, Failed> {
-    let mut parts = Vec::new();
+fn data(context: &Context, options: &Options) -> Result<Option<Vec<u8>>, Failed> {
+    let mut parts: Vec<Vec<u8>> = Vec::new();
     for text in options.values('d') {
         parts.push(match text.strip_prefix('@') {
-            None => text.to_owned(),
+            None => text.as_bytes().to_vec(),
             Some(name) => {
                 let input = if name == "-" {
                     Ok(context.stdin.clone())
@@ -90,20 +90,19 @@ fn data(context: &Context, options: &Options) -> Result<Option<String>, Failed> 
                     files::open(&context.path(name))
                 };
                 let bytes = input.and_then(|input| input.rest());
-                let bytes = bytes.map_err(|error| (26, format!("{name}: {}", why(&error))))?;
-                String::from_utf8_lossy(&bytes).into_owned()
+                bytes.map_err(|error| (26, format!("{name}: {}", why(&error))))?
             }
         });
     }
-    parts.extend(options.values('2').map(str::to_owned));
+    parts.extend(options.values('2').map(|text| text.as_bytes().to_vec()));
     for text in options.values('3') {
         let (name, value) = text
             .split_once('=')
             .map_or(("", text), |(name, value)| (name, value));
         let gap = if name.is_empty() { "" } else { "=" };
-        parts.push(format!("{name}{gap}{}", escaped(value)));
+        parts.push(format!("{name}{gap}{}", escaped(value)).into_bytes());
     }
-    Ok((!parts.is_empty()).then(|| parts.join("&")))
+    Ok((!parts.is_empty()).then(|| parts.join(&b'&')))
 }
 
 fn escaped(text: &str) -> String {
@@ -126,9 +125,11 @@ fn request(context: &Context, options: &Options, text: &str) -> Result<Request, 
         && let Some(query) = data.take()
     {
         let mark = if url.path.contains('?') { '&' } else { '?' };
+        let query = String::from_utf8(query)
+            .map_err(|_| (2, "what goes into an url must be text".to_owned()))?;
         url.path = format!("{}{mark}{query}", url.path);
     }
-    let mut body = data.clone().map(String::into_bytes);
+    let mut body = data.clone();
     if let Some(name) = options.value('T') {
         let input = if name == "-" {
             Ok(context.stdin.clone())
@@ -246,7 +247,7 @@ fn transfer(context: &Context, options: &Options, text: &str) -> Result<(), Fail
             .replace("%{url_effective}", &request.url.to_string())
             .replace("%{num_redirects}", &hops.saturating_sub(1).to_string())
             .replace("%{method}", &request.method);
-        print(&context.stdout, &super::printf::unescape(&text).0);
+        print(&context.stdout, &super::printf::unescaped(&text));
     }
     result
 }

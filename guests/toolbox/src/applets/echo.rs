@@ -18,14 +18,14 @@ pub fn start(context: &mut Context, args: &[String]) -> Answer {
         }
         words = rest;
     }
-    let mut text = words.join(" ");
+    let mut text = words.join(" ").into_bytes();
     if escapes {
-        let (unescaped, stopped) = printf::unescape(&text);
+        let (unescaped, stopped) = printf::unescape(&words.join(" "));
         text = unescaped;
         newline &= !stopped;
     }
     if newline {
-        text.push('\n');
+        text.push(b'\n');
     }
-    done(i32::from(context.stdout.write(text.as_bytes()).is_err()))
+    done(i32::from(context.stdout.write(&text).is_err()))
 }

@@ -428,36 +428,47 @@ pub fn cmp(context: &mut Context, args: &[String]) -> Answer {
     let [a, b] = options.operands.as_slice() else {
         return Err("two files are needed".to_owned());
     };
-    let mut bytes = Vec::new();
-    for name in [a, b] {
-        let input = if name == "-" {
-            Ok(context.stdin.clone())
-        } else {
-            files::open(&context.path(name))
-        };
-        match input.and_then(|input| input.rest()) {
-            Ok(read) => bytes.push(read),
-            Err(error) => {
-                context.fail_on(name, &error);
-                return done(2);
+    let open = |name: &String| match name.as_str() {
+        "-" => Ok(context.stdin.clone()),
+        name => files::open(&context.path(name)),
+    };
+    let compare = || {
+        let one = open(a).map_err(|error| (a, error))?;
+        let other = open(b).map_err(|error| (b, error))?;
+        let (mut at, mut line) = (0_u64, 1_u64);
+        let (mut left, mut right) = (Vec::new(), Vec::new());
+        loop {
+            if left.is_empty() {
+                left = one.chunk().map_err(|error| (a, error))?;
             }
-        }
-    }
-    let differ = bytes[0].iter().zip(&bytes[1]).position(|(a, b)| a != b);
-    let text = match differ {
-        Some(at) => {
-            let line = bytes[0][..at].iter().filter(|b| **b == b'\n').count() + 1;
-            format!("{a} {b} differ: byte {}, line {line}\n", at + 1)
-        }
-        None if bytes[0].len() == bytes[1].len() => return done(0),
-        None => format!(
-            "cmp: EOF on {}\n",
-            if bytes[0].len() < bytes[1].len() {
-                a
-            } else {
-                b
+            if right.is_empty() {
+                right = other.chunk().map_err(|error| (b, error))?;
             }
-        ),
+            match (left.is_empty(), right.is_empty()) {
+                (true, true) => return Ok(None),
+                (true, false) => return Ok(Some(format!("cmp: EOF on {a}\n"))),
+                (false, true) => return Ok(Some(format!("cmp: EOF on {b}\n"))),
+                (false, false) => {}
+            }
+            for (one, other) in left.iter().zip(&right) {
+                at += 1;
+                if one != other {
+                    return Ok(Some(format!("{a} {b} differ: byte {at}, line {line}\n")));
+                }
+                line += u64::from(*one == b'\n');
+            }
+            let same = left.len().min(right.len());
+            left.drain(..same);
+            right.drain(..same);
+        }
+    };
+    let text = match compare() {
+        Ok(None) => return done(0),
+        Ok(Some(text)) => text,
+        Err((name, error)) => {
+            context.fail_on(name, &error);
+            return done(2);
+        }
     };
     if !options.has('s') {
         print(&context.stdout, &text);

@@ -106,13 +106,19 @@ pub fn start(context: &mut Context, args: &[String]) -> Answer {
 /// The files below these names.
 fn tree(context: &Context, names: Vec<String>) -> Vec<String> {
     let mut found = Vec::new();
-    let mut open: Vec<String> = names.into_iter().rev().collect();
-    while let Some(name) = open.pop() {
+    // What was named is followed where it leads; links that are only found are not.
+    let mut open: Vec<(String, bool)> = names.into_iter().rev().map(|name| (name, true)).collect();
+    while let Some((name, named)) = open.pop() {
         let path = context.path(&name);
-        match files::lstat(&path) {
+        let about = match named {
+            true => files::stat(&path),
+            false => files::lstat(&path),
+        };
+        match about {
             Ok(about) if about.is_dir() => {
                 let below = files::list(&path).unwrap_or_default().into_iter().rev();
-                open.extend(below.map(|entry| format!("{}/{entry}", name.trim_end_matches('/'))));
+                let within = |entry| format!("{}/{entry}", name.trim_end_matches('/'));
+                open.extend(below.map(|entry| (within(entry), false)));
             }
             Ok(about) if about.kind == files::Kind::Link => {}
             // What does not exist is complained about when it is opened.

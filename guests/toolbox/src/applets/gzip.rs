@@ -50,8 +50,12 @@ impl Sink {
 
 /// Passes on what is compressed with gzip as what it was, and anything else as it is.
 pub struct MaybeGzip {
+    context: Context,
     next: Box<dyn Filter>,
     state: Compression,
+    /// The next one wants no more: what follows is not looked at.
+    closed: bool,
+    broken: bool,
 }
 
 enum Compression {
@@ -62,10 +66,13 @@ enum Compression {
 }
 
 impl MaybeGzip {
-    pub fn new(next: Box<dyn Filter>) -> Self {
+    pub fn new(context: Context, next: Box<dyn Filter>) -> Self {
         Self {
+            context,
             next,
             state: Compression::Unknown(Vec::new()),
+            closed: false,
+            broken: false,
         }
     }
 }
@@ -96,8 +103,14 @@ impl Filter for MaybeGzip {
             Compression::Gzip(decoder) => {
                 // In pieces: a bomb unpacks through here, not into memory.
                 for piece in bytes.chunks(4 << 10) {
-                    decoder.write_all(piece).map_err(|_| Closed)?;
-                    self.next.push(&std::mem::take(decoder.get_mut()))?;
+                    if decoder.write_all(piece).is_err() {
+                        self.broken = true;
+                        return Err(Closed);
+                    }
+                    if self.next.push(&std::mem::take(decoder.get_mut())).is_err() {
+                        self.closed = true;
+                        return Err(Closed);
+                    }
                 }
                 Ok(())
             }
@@ -107,7 +120,8 @@ impl Filter for MaybeGzip {
     fn finish(&mut self) {
         match &mut self.state {
             Compression::Gzip(decoder) => {
-                if decoder.try_finish().is_ok() {
+                self.broken |= !self.closed && decoder.try_finish().is_err();
+                if !self.broken {
                     let _ = self.next.push(&std::mem::take(decoder.get_mut()));
                 }
             }
@@ -120,7 +134,11 @@ impl Filter for MaybeGzip {
     }
 
     fn end(&mut self) -> i32 {
-        self.next.end()
+        let code = self.next.end();
+        match self.broken {
+            true => self.context.fail("invalid or incomplete gzip data"),
+            false => code,
+        }
     }
 }
 

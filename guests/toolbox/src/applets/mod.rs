@@ -244,9 +244,10 @@ pub fn start(context: &mut Context, name: &str, args: &[String]) -> Started {
         );
         return Started::Done(0);
     }
-    match (applet.start)(context, args) {
-        Ok(started) => started,
-        Err(message) => {
+    match io::noticed(|| (applet.start)(context, args)) {
+        (Ok(Started::Done(0)), true) => Started::Done(1),
+        (Ok(started), _) => started,
+        (Err(message), _) => {
             context.fail(message);
             io::print(
                 &context.stderr,

@@ -346,6 +346,7 @@ impl Connection {
                     continue;
                 }
                 Ok(None) => return self.listen(),
+                Err(_) if os::interrupted() => return 130,
                 Err(error) => return self.context.fail_on("stdin", &error),
             }
             match self.hear() {

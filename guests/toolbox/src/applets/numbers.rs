@@ -1,4 +1,4 @@
-//! `expr`, `seq`, and commands run by time: `watch`, `time`, `timeout`.
+//! `expr`, `seq`, and commands run by time: `watch`, `time`.
 
 use std::time::Duration;
 

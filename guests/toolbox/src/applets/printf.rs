@@ -11,15 +11,20 @@ pub fn start(context: &mut Context, args: &[String]) -> Answer {
         return Err("a format is needed".to_owned());
     };
     let (text, error) = render(format, args)?;
-    let failed = context.stdout.write(text.as_bytes()).is_err();
+    let failed = context.stdout.write(&text).is_err();
     if let Some(error) = error {
         return done(context.fail(error));
     }
     done(i32::from(failed))
 }
 
+/// The same where only text can stand.
+pub fn unescaped(text: &str) -> String {
+    String::from_utf8_lossy(&unescape(text).0).into_owned()
+}
+
 /// Replaces `\n`, `\t`, `\0101`, `\x41` …; the second is true if `\c` stopped it.
-pub fn unescape(text: &str) -> (String, bool) {
+pub fn unescape(text: &str) -> (Vec<u8>, bool) {
     let mut out: Vec<u8> = Vec::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     let push =
@@ -38,7 +43,7 @@ pub fn unescape(text: &str) -> (String, bool) {
             Some('e') => out.push(27),
             Some('f') => out.push(12),
             Some('v') => out.push(11),
-            Some('c') => return (String::from_utf8_lossy(&out).into_owned(), true),
+            Some('c') => return (out, true),
             Some('0') => out.push(number(&mut chars, 0, 8, 3)),
             Some('x') => out.push(number(&mut chars, 0, 16, 2)),
             Some(c) if c.is_digit(8) => {
@@ -52,7 +57,7 @@ pub fn unescape(text: &str) -> (String, bool) {
             None => out.push(b'\\'),
         }
     }
-    (String::from_utf8_lossy(&out).into_owned(), false)
+    (out, false)
 }
 
 /// At most so many further digits.
@@ -74,16 +79,16 @@ fn number(
 }
 
 /// The format over the arguments, again until they are used up; what was wrong with one of them.
-fn render(format: &str, args: &[String]) -> Result<(String, Option<String>), String> {
+fn render(format: &str, args: &[String]) -> Result<(Vec<u8>, Option<String>), String> {
     let mut args = args.iter().peekable();
-    let mut out = String::new();
+    let mut out = Vec::new();
     let mut error = None;
     loop {
         let before = args.len();
         let mut rest = format;
         while let Some(at) = rest.find('%') {
             let (text, stopped) = unescape(&rest[..at]);
-            out.push_str(&text);
+            out.extend_from_slice(&text);
             if stopped {
                 return Ok((out, error));
             }
@@ -91,28 +96,28 @@ fn render(format: &str, args: &[String]) -> Result<(String, Option<String>), Str
             let mut directive = Directive::default();
             rest = directive.read(rest, &mut args)?;
             if directive.kind == '%' {
-                out.push('%');
+                out.push(b'%');
                 continue;
             }
             let arg = args.next().map(String::as_str);
             if directive.kind == 'b' {
                 let (text, stopped) = unescape(arg.unwrap_or_default());
-                out.push_str(&directive.pad(&text));
+                directive.pad_bytes(&text, &mut out);
                 if stopped {
                     return Ok((out, error));
                 }
                 continue;
             }
             match directive.apply(arg) {
-                Ok(text) => out.push_str(&text),
+                Ok(text) => out.extend_from_slice(text.as_bytes()),
                 Err((text, message)) => {
-                    out.push_str(&text);
+                    out.extend_from_slice(text.as_bytes());
                     error = Some(message);
                 }
             }
         }
         let (text, stopped) = unescape(rest);
-        out.push_str(&text);
+        out.extend_from_slice(&text);
         if stopped || args.peek().is_none() || args.len() == before {
             return Ok((out, error));
         }
@@ -269,6 +274,16 @@ impl Directive {
         self.pad(&format!("{sign}{}{text}", "0".repeat(zeros)))
     }
 
+    fn pad_bytes(&self, text: &[u8], out: &mut Vec<u8>) {
+        let blanks = vec![b' '; self.width.saturating_sub(text.len())];
+        let (before, after) = match self.left {
+            true => (text, blanks.as_slice()),
+            false => (blanks.as_slice(), text),
+        };
+        out.extend_from_slice(before);
+        out.extend_from_slice(after);
+    }
+
     fn pad(&self, text: &str) -> String {
         let width = self.width;
         match self.left {
@@ -350,7 +365,7 @@ mod tests {
 
     fn printed(format: &str, args: &[&str]) -> String {
         let args: Vec<_> = args.iter().map(|a| (*a).to_owned()).collect();
-        render(format, &args).unwrap().0
+        String::from_utf8(render(format, &args).unwrap().0).unwrap()
     }
 
     #[test]
@@ -401,5 +416,7 @@ mod tests {
             ("a\nAA\\\\q".into(), false)
         );
         assert_eq!(unescape("a\\cb"), ("a".into(), true));
+        let bytes = render("\\377%3b", &["\\xfe".to_owned()]).unwrap().0;
+        assert_eq!(bytes, b"\xff  \xfe");
     }
 }

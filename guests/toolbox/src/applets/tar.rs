@@ -23,7 +23,7 @@ const DIRECTORY_MODE: u32 = 0o755;
 
 pub fn start(context: &mut Context, args: &[String]) -> Answer {
     const SPEC: Spec = Spec {
-        short: "cxtf:C:zmpovkOhX:E:S:",
+        short: "cxtf:C:zmpovkOhE:S:",
         long: &[
             ("create", 'c'),
             ("extract", 'x'),
@@ -97,7 +97,7 @@ fn act(context: &Context, inside: Context, options: Options) -> Answer {
                 out,
                 ended: false,
             };
-            let filter = Box::new(MaybeGzip::new(Box::new(tar)));
+            let filter = Box::new(MaybeGzip::new(context.clone(), Box::new(tar)));
             let files = if archive == "-" {
                 Vec::new()
             } else {

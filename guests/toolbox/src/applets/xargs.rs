@@ -28,9 +28,8 @@ pub fn start(context: &mut Context, args: &[String]) -> Answer {
     let replace = options.value('I').map(str::to_owned);
     let by = match (options.has('0'), options.value('d'), &replace) {
         (true, ..) => Some('\0'),
-        (_, Some(text), _) => super::printf::unescape(text).0.chars().next(),
+        (_, Some(text), _) => super::printf::unescaped(text).chars().next(),
         (_, _, Some(_)) => Some('\n'),
-        _ if options.has('L') => Some('\n'),
         _ => None,
     };
     let xargs = Xargs {
@@ -38,11 +37,8 @@ pub fn start(context: &mut Context, args: &[String]) -> Answer {
         words,
         by,
         replace,
-        most: options
-            .number('n')?
-            .or(options.number('L')?)
-            .unwrap_or(u64::MAX)
-            .max(1) as usize,
+        most: options.number('n')?.unwrap_or(u64::MAX).max(1) as usize,
+        lines: options.number('L')?.map(|lines| lines.max(1) as usize),
         even_empty: !options.has('r'),
         trace: options.has('t'),
         input: Vec::new(),
@@ -57,9 +53,21 @@ struct Xargs {
     by: Option<char>,
     replace: Option<String>,
     most: usize,
+    /// So many lines that are not empty make a command.
+    lines: Option<usize>,
     even_empty: bool,
     trace: bool,
     input: Vec<u8>,
+}
+
+/// The words of every so many lines.
+fn by_lines(text: &str, most: usize) -> Result<Vec<Vec<String>>, String> {
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    let lines: Vec<&str> = lines.collect();
+    lines
+        .chunks(most)
+        .map(|some| words(&some.join("\n")))
+        .collect()
 }
 
 /// Words separated by blanks, with quotes and backslashes.
@@ -96,18 +104,23 @@ impl Filter for Xargs {
 
     fn end(&mut self) -> i32 {
         let text = String::from_utf8_lossy(chomp(&self.input)).into_owned();
-        let items = match self.by {
-            None => match words(&text) {
-                Ok(words) => words,
-                Err(error) => return self.context.fail(error),
-            },
-            Some(by) => text
-                .split(by)
-                .filter(|item| !item.is_empty())
-                .map(str::to_owned)
-                .collect(),
+        let items = match (self.by, self.lines) {
+            (None, None) => words(&text).map(|words| (words, Vec::new())),
+            (None, Some(most)) => by_lines(&text, most).map(|groups| (Vec::new(), groups)),
+            (Some(by), _) => {
+                let items = text.split(by).filter(|item| !item.is_empty());
+                Ok((items.map(str::to_owned).collect(), Vec::new()))
+            }
+        };
+        let (items, groups) = match items {
+            Ok(items) => items,
+            Err(error) => return self.context.fail(error),
         };
         let commands: Vec<Vec<String>> = match &self.replace {
+            _ if !groups.is_empty() => {
+                let with = |group: &Vec<String>| self.words.iter().chain(group).cloned().collect();
+                groups.iter().map(with).collect()
+            }
             Some(mark) => {
                 let put = |item: &String| {
                     self.words
@@ -153,5 +166,7 @@ mod tests {
             Ok(["a", "b c", "d e", "fg", "h"].map(str::to_owned).into())
         );
         assert!(words("'a").is_err());
+        let lines = by_lines("a b\n\nc\n d\n", 2).unwrap();
+        assert_eq!(lines, [vec!["a", "b", "c"], vec!["d"]]);
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use super::ast::{Command, Compound, Item, List, Simple};
 use super::{Fd, Jump, Shell};
-use crate::io::{Closed, Filter, GATHER, Input, Written};
+use crate::io::{self, Closed, Filter, GATHER, Input, Written};
 
 /// Commands that leave stdin alone, whatever their arguments are.
 const QUIET: &[&str] = &[
@@ -158,7 +158,12 @@ impl Fed {
 
 impl Filter for Fed {
     fn push(&mut self, bytes: &[u8]) -> Written {
-        if self.over || self.waiting.len() + bytes.len() > GATHER {
+        if self.over {
+            return Err(Closed);
+        }
+        if self.waiting.len() + bytes.len() > GATHER {
+            io::too_much();
+            self.over = true;
             return Err(Closed);
         }
         self.waiting.extend_from_slice(bytes);

@@ -321,7 +321,7 @@ impl Lexer {
             self.at += 1;
         }
         self.at += 1;
-        Ok(crate::applets::printf::unescape(&text).0)
+        Ok(crate::applets::printf::unescaped(&text))
     }
 
     /// The inside of double quotes, or a here-document (which ends with the text).

@@ -95,7 +95,8 @@ pub struct Shell {
 }
 
 const SPEC: crate::options::Spec = crate::options::Spec {
-    short: "c:o:seuxfanilv",
+    // POSIX has the command in the first operand: `-ce 'false; true'` is `-c -e 'false; true'`.
+    short: "co:seuxfanilv",
     long: &[("login", 'l')],
     stop: true,
 };
@@ -127,10 +128,13 @@ pub fn start(context: &mut Context, args: &[String]) -> Started {
             shell.name = name;
         }
     };
-    if let Some(script) = options.value('c') {
+    if options.has('c') {
+        let Some(script) = operands.next() else {
+            context.fail("option requires an argument: c");
+            return Started::Done(2);
+        };
         set_name(&mut shell, &mut operands);
         shell.params = operands.collect();
-        let script = script.to_owned();
         return shell.pulls(move |shell| shell.script(&script));
     }
     if !options.has('s') && !options.operands.is_empty() {
@@ -386,19 +390,21 @@ impl Shell {
             if self.interactive {
                 self.prompt(text.is_empty());
             }
-            let line = match self.input().typed_line() {
+            let line = match self.input().line() {
                 Ok(line) => line,
+                Err(_) if os::interrupted() && self.interactive => {
+                    os::clear_interrupt();
+                    io::print(&self.output(2), "\n");
+                    text.clear();
+                    self.status = 130;
+                    continue;
+                }
+                Err(_) if os::interrupted() => return self.leave(Err(Jump::Interrupted)),
                 Err(error) => {
                     self.complain(format_args!("stdin: {}", io::why(&error)));
                     break;
                 }
             };
-            if line.last() == Some(&os::INTERRUPT) {
-                io::print(&self.output(2), "\n");
-                text.clear();
-                self.status = 130;
-                continue;
-            }
             let last = line.is_empty();
             text.push_str(&String::from_utf8_lossy(&line));
             let mut parser = Parser::new(&text);

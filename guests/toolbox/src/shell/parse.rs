@@ -514,7 +514,7 @@ pub fn is_variable(name: &str) -> bool {
 }
 
 /// `name=value`.
-fn assignment(word: &Word) -> Option<(String, Word)> {
+pub fn assignment(word: &Word) -> Option<(String, Word)> {
     let Some(Part::Plain(text)) = word.0.first() else {
         return None;
     };

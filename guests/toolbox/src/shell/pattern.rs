@@ -236,9 +236,7 @@ mod tests {
 
     #[test]
     fn many_stars_do_not_take_for_ever() {
-        assert!(!matches(
-            &"a*".repeat(40),
-            &"a".repeat(2_000).replace("aaaa", "aaab").replace('a', "c")
-        ));
+        let pattern = "a*".repeat(40) + "c";
+        assert!(!matches(&pattern, &("a".repeat(2_000) + "b")));
     }
 }

@@ -7,6 +7,7 @@ use super::ast::{Command, List};
 use super::{Fd, Jump, Shell, builtins, fed};
 use crate::applets;
 use crate::io::{Input, Output, Pipe, Started};
+use crate::os;
 
 impl Shell {
     pub(super) fn pipeline(&mut self, commands: &[Rc<Command>]) -> Result<i32, Jump> {
@@ -28,6 +29,9 @@ impl Shell {
         drop(writer);
         for pipe in pipes.into_iter().rev() {
             codes.push(pipe.borrow_mut().end());
+        }
+        if os::interrupted() {
+            return Err(Jump::Interrupted);
         }
         let last = codes.last().copied().unwrap_or(0);
         if !self.options.pipefail {

@@ -3,6 +3,7 @@
 use super::{Jump, Shell};
 use crate::io;
 use crate::options;
+use crate::os;
 
 const SPEC: options::Spec = options::Spec {
     short: "rsp:",
@@ -26,16 +27,14 @@ pub(super) fn read(shell: &mut Shell, args: &[String]) -> Result<i32, Jump> {
     let mut line: Vec<(char, bool)> = Vec::new();
     let mut complete = false;
     while !complete {
-        let bytes = match shell.input().typed_line() {
+        let bytes = match shell.input().line() {
             Ok(bytes) => bytes,
+            Err(_) if os::interrupted() => return Err(Jump::Interrupted),
             Err(error) => {
                 shell.complain(format_args!("read: {}", io::why(&error)));
                 return Ok(1);
             }
         };
-        if bytes.last() == Some(&crate::os::INTERRUPT) {
-            return Err(Jump::Interrupted);
-        }
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let Some(text) = text.strip_suffix('\n') else {
             line.extend(text.chars().map(|c| (c, false)));

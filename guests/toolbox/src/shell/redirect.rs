@@ -93,7 +93,7 @@ impl Shell {
 
     fn target(&mut self, word: &Word) -> Result<(String, PathBuf), Jump> {
         let name = self.expand_one(word)?;
-        let path = PathBuf::from(files::absolute(&self.cwd, &name));
+        let path = files::named(&self.cwd, &name);
         Ok((name, path))
     }
 

@@ -109,9 +109,10 @@ impl Shell {
             }
             Command::Compound(compound, redirects) => {
                 let saved = self.fds.clone();
-                let result = match self.redirect(redirects)? {
-                    true => self.compound(compound),
-                    false => Ok(1),
+                let result = match self.redirect(redirects) {
+                    Ok(true) => self.compound(compound),
+                    Ok(false) => Ok(1),
+                    Err(jump) => Err(jump),
                 };
                 self.fds = saved;
                 result
@@ -219,10 +220,12 @@ impl Shell {
         result
     }
 
-    /// The words of a command; those of `[[ … ]]` are neither split nor replaced by files.
+    /// The words of a command; those of `[[ … ]]` are neither split nor replaced by files, and neither are the values of
+    /// commands that assign.
     pub(super) fn words(&mut self, simple: &Simple) -> Result<Vec<String>, Jump> {
-        match simple.words.first() {
-            Some(first) if super::parse::plain(first) == Some("[[") => {
+        let name = simple.words.first().and_then(super::parse::plain);
+        match name {
+            Some("[[") => {
                 let mut words: Vec<String> = Vec::new();
                 for word in &simple.words {
                     let pattern =
@@ -231,6 +234,21 @@ impl Shell {
                         true => self.expand_pattern(word)?,
                         false => self.expand_one(word)?,
                     });
+                }
+                Ok(words)
+            }
+            Some(name @ ("export" | "readonly" | "local"))
+                if !self.functions.contains_key(name) =>
+            {
+                let mut words = Vec::new();
+                for word in &simple.words {
+                    match super::parse::assignment(word) {
+                        Some((name, value)) => {
+                            let value = self.expand_one(&value)?;
+                            words.push(format!("{name}={value}"));
+                        }
+                        None => words.extend(self.expand(std::slice::from_ref(word))?),
+                    }
                 }
                 Ok(words)
             }
@@ -271,9 +289,15 @@ impl Shell {
     ) -> Result<Vec<(String, Option<Variable>)>, Jump> {
         let mut before = Vec::new();
         for (name, value) in assigns {
-            let value = self.expand_one(value)?;
-            before.push((name.clone(), self.variables.get(name).cloned()));
-            self.assign(name, value)?;
+            let value = self.expand_one(value);
+            let known = self.variables.get(name).cloned();
+            if let Err(jump) = value.and_then(|value| self.assign(name, value)) {
+                for (name, variable) in before.into_iter().rev() {
+                    self.restore(name, variable);
+                }
+                return Err(jump);
+            }
+            before.push((name.clone(), known));
             if let Some(variable) = self.variables.get_mut(name) {
                 variable.exported = true;
             }
@@ -299,6 +323,9 @@ impl Shell {
         }
         let started = self.start(name, args, self.input());
         let code = io::complete(&self.context(name), started);
+        if os::interrupted() {
+            return Err(Jump::Interrupted);
+        }
         match self.output(1) {
             Output::Stdout => io::flush(),
             // What SIGPIPE does: a loop that writes for nobody must not go on.

@@ -240,6 +240,155 @@ fn builtins_keep_the_shells_state() {
 }
 
 #[test]
+fn nothing_has_no_name() {
+    let dir = std::env::temp_dir().join(format!("toolbox-unnamed-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let within = |script: &str, expected: &str| {
+        prints(
+            &format!("cd {} && touch a; {script}", dir.display()),
+            expected,
+        );
+    };
+    within("rm -rf \"$unset\"; ls", "a\n");
+    within("rm -rf . .. ./ / 2>/dev/null; echo $?; ls", "1\na\n");
+    within(
+        "for t in e d r w x s; do [ -$t \"\" ] || printf $t; done",
+        "edrwxs",
+    );
+    within("mv \"\" b 2>/dev/null; echo $?; ls", "1\na\n");
+    within("cp -r \"\" b 2>/dev/null; echo $?; ls", "1\na\n");
+    within("cat 2>/dev/null < \"\"; echo $?", "1\n");
+    within("find \"\" 2>/dev/null; ls \"\" 2>/dev/null; echo $?", "1\n");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_writer_whose_words_fit_the_pipe_has_not_failed() {
+    for reader in ["grep -q a", "head -n1 >/dev/null", "sed -n 1q", "true"] {
+        ends(&format!("set -o pipefail; echo a | {reader}"), 0);
+        ends(&format!("set -o pipefail; printf 'a\\nb\\n' | {reader}"), 0);
+    }
+    prints(
+        "set -eo pipefail; v=$(printf '1\\n2\\n' | head -n1); echo $v",
+        "1\n",
+    );
+    prints(
+        "{ echo a; echo b; echo cleaned >&2; } | head -n1",
+        "a\ncleaned\n",
+    );
+    ends("set -o pipefail; yes | head -n1 >/dev/null", 141);
+    // A reader that is a process would be gone after a wait.
+    ends(
+        "{ echo a; sleep 0.01; echo b; echo never >&2; } | head -n1",
+        0,
+    );
+    prints(
+        "{ echo a; sleep 0.01; echo b; echo never >&2; } | head -n1",
+        "a\n",
+    );
+}
+
+#[test]
+fn what_could_not_be_written_is_no_success() {
+    if !std::path::Path::new("/dev/full").exists() {
+        return;
+    }
+    for writer in [
+        "echo a",
+        "printf a",
+        "cat",
+        "head -n1",
+        "sed s/a/b/",
+        "sort",
+        "wc -l",
+        "tr a b",
+        "gzip -c",
+        "base64",
+    ] {
+        ends(&format!("echo a | {writer} >/dev/full"), 1);
+    }
+    ends("echo a | tee /dev/full", 1);
+    ends("echo a | sort -o /dev/full", 1);
+    // Each command answers for its own.
+    prints("echo a >/dev/full || echo lost; echo $?", "lost\n0\n");
+    ends(
+        "find /dev/null -exec sh -c 'echo a >/dev/full || true' ';'",
+        0,
+    );
+}
+
+#[test]
+fn values_that_are_declared_are_not_split() {
+    prints("f() { local m=$1; echo \"$m\"; }; f 'a  b'", "a  b\n");
+    prints("export D=$(echo 1 2); echo \"$D\"", "1 2\n");
+    prints("x='* *'; readonly y=$x z; echo \"$y\"", "* *\n");
+    prints("HOME=/h; export p=~/x; echo $p", "/h/x\n");
+    prints("x='a=1 b=2'; export $x; echo $a$b", "12\n");
+}
+
+#[test]
+fn an_option_behind_c_is_not_the_script() {
+    let ran = |args: &[&str]| {
+        let gathered = Rc::new(RefCell::new(Vec::new()));
+        let mut context = Context::from_outside();
+        context.stdout = Output::Gather(Rc::clone(&gathered));
+        context.stderr = context.stdout.clone();
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let code = applets::run(&mut context, "sh", &args);
+        (code, String::from_utf8(gathered.take()).unwrap())
+    };
+    assert_eq!(ran(&["-ce", "false; echo no"]), (1, String::new()));
+    assert_eq!(ran(&["-cx", "echo a"]), (0, "+ echo a\na\n".to_owned()));
+    assert_eq!(
+        ran(&["-c", "-e", "echo $0 $1; false; echo no", "n", "x"]),
+        (1, "n x\n".to_owned())
+    );
+    assert_eq!(ran(&["-eo", "pipefail", "-c", "false | true"]).0, 1);
+    assert_eq!(ran(&["-c"]).0, 2);
+}
+
+#[test]
+fn redirections_end_with_their_command_however_it_ends() {
+    let mut context = Context::from_outside();
+    let gathered = Rc::new(RefCell::new(Vec::new()));
+    context.stdin = Input::bytes(
+        b"{ :; } >/dev/null 2>${no?}\necho seen\nreadonly r=1\nx=2 r=2 true\necho \"<$x>\"\n"
+            .to_vec(),
+    );
+    context.stdout = Output::Gather(Rc::clone(&gathered));
+    context.stderr = Output::Null;
+    applets::run(&mut context, "sh", &["-i".to_owned()]);
+    assert_eq!(String::from_utf8(gathered.take()).unwrap(), "seen\n<>\n");
+}
+
+#[test]
+fn bytes_are_written_as_they_are_said() {
+    prints(
+        "printf '\\377' | wc -c; echo -ne '\\xff\\xfe' | wc -c",
+        "1\n2\n",
+    );
+}
+
+#[test]
+fn large_files_are_compared_to_their_end() {
+    let dir = std::env::temp_dir().join(format!("toolbox-cmp-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut bytes = vec![7; 9 << 20];
+    std::fs::write(dir.join("a"), &bytes).unwrap();
+    bytes.push(8);
+    std::fs::write(dir.join("b"), &bytes).unwrap();
+    bytes[(9 << 20) - 1] = 9;
+    std::fs::write(dir.join("c"), &bytes).unwrap();
+    let dir = dir.display();
+    ends(&format!("cd {dir}; cmp -s a a"), 0);
+    prints(&format!("cd {dir}; cmp a b"), "cmp: EOF on a\n");
+    prints(
+        &format!("cd {dir}; cmp b c; rm -r {dir}"),
+        "b c differ: byte 9437184, line 1\n",
+    );
+}
+
+#[test]
 fn what_never_ends_ends_when_nobody_reads_it() {
     prints("while true; do echo x; done | head -n 2", "x\nx\n");
     prints("yes | while read x; do echo $x; done | head -n 2", "y\ny\n");

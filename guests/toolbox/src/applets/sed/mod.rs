@@ -4,19 +4,25 @@ mod script;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 use std::rc::Rc;
 
 use super::text::{ByLine, chomp, lined};
 use super::{Answer, done};
 use crate::context::Context;
 use crate::files;
-use crate::io::{Closed, Output, Written, why};
+use crate::io::{Closed, Input, Output, Written, noticed, why};
 use crate::options::{Spec, parse};
+use crate::os;
 use crate::regex::Flavor;
 use script::{Action, Address, Command, Selection, Substitution};
 
 /// Commands run on one line before a script that loops is stopped.
 const STEPS: u32 = 1_000_000;
+/// What is written to a file at once.
+const CHUNK: usize = 64 << 10;
 
 pub fn start(context: &mut Context, args: &[String]) -> Answer {
     const SPEC: Spec = Spec {
@@ -75,6 +81,7 @@ pub fn start(context: &mut Context, args: &[String]) -> Answer {
         complete: false,
         hold: String::new(),
         quit: None,
+        stuck: false,
     };
     if !options.has('i') {
         let sed = editor(context.stdout.clone());
@@ -82,33 +89,55 @@ pub fn start(context: &mut Context, args: &[String]) -> Answer {
     }
     let mut code = 0;
     for name in &options.operands {
-        if let Err(error) = in_place(context, name, &suffix, &editor) {
-            code = context.fail_on(name, &error);
+        match in_place(&context.path(name), &suffix, &editor) {
+            Ok(0) => {}
+            Ok(quit) => code = quit,
+            Err(error) => code = context.fail_on(name, &error),
         }
     }
     done(code)
 }
 
-fn in_place(
-    context: &Context,
-    name: &str,
-    suffix: &str,
-    editor: &dyn Fn(Output) -> Sed,
-) -> std::io::Result<()> {
-    let path = context.path(name);
-    let bytes = files::open(&path)?.rest()?;
+/// Writes a new file beside the old one, which it replaces only if all went well.
+fn in_place(path: &Path, suffix: &str, editor: &dyn Fn(Output) -> Sed) -> std::io::Result<i32> {
+    let input = files::open(path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let fresh = path.with_file_name(format!(".{name}.{}", os::now().as_nanos()));
+    let edited = edit(&input, File::create_new(&fresh)?, editor);
+    let replaced = edited.and_then(|code| {
+        if !suffix.is_empty() {
+            std::fs::rename(path, path.with_file_name(format!("{name}{suffix}")))?;
+        }
+        std::fs::rename(&fresh, path)?;
+        Ok(code)
+    });
+    if replaced.is_err() {
+        let _ = std::fs::remove_file(&fresh);
+    }
+    replaced
+}
+
+fn edit(input: &Input, mut file: File, editor: &dyn Fn(Output) -> Sed) -> std::io::Result<i32> {
+    // A call for every line would take its time.
     let gathered = Rc::new(RefCell::new(Vec::new()));
     let mut sed = editor(Output::Gather(Rc::clone(&gathered)));
-    for line in bytes.split_inclusive(|b| *b == b'\n') {
-        if sed.line(line).is_err() {
-            break;
+    let (code, failed) = noticed(|| {
+        loop {
+            let line = input.line()?;
+            let over = line.is_empty() || sed.line(&line).is_err();
+            let code = over.then(|| sed.end());
+            if over || gathered.borrow().len() >= CHUNK {
+                file.write_all(&gathered.take())?;
+            }
+            if let Some(code) = code {
+                return Ok::<_, std::io::Error>(code);
+            }
         }
+    });
+    if failed || sed.stuck {
+        return Err(std::io::Error::other("left as it was"));
     }
-    sed.end();
-    if !suffix.is_empty() {
-        std::fs::write(context.path(&format!("{name}{suffix}")), &bytes)?;
-    }
-    std::fs::write(&path, gathered.take())
+    code
 }
 
 struct Sed {
@@ -123,6 +152,8 @@ struct Sed {
     complete: bool,
     hold: String,
     quit: Option<i32>,
+    /// The script was stopped because it did not come to an end.
+    stuck: bool,
 }
 
 /// What goes on with a line after a command.
@@ -191,6 +222,7 @@ impl Sed {
             steps += 1;
             if steps > STEPS {
                 self.quit = Some(4);
+                self.stuck = true;
                 return Err(Closed);
             }
             if !self.selected(at, &command.selection, &work) {
@@ -395,6 +427,7 @@ mod tests {
             complete: false,
             hold: String::new(),
             quit: None,
+            stuck: false,
         };
         for line in text.split_inclusive('\n') {
             if sed.line(line.as_bytes()).is_err() {
@@ -443,6 +476,26 @@ mod tests {
             "b[aa]\n"
         );
         assert_eq!(edited("$=", Flavor::Basic, true, "a\nb\n"), "2\n");
+    }
+
+    #[test]
+    fn a_large_file_is_edited_whole_or_not_at_all() {
+        let path = std::env::temp_dir().join(format!("toolbox-sed-{}", std::process::id()));
+        let text = "a line of text\n".repeat(700_000);
+        std::fs::write(&path, &text).unwrap();
+        let name = path.to_string_lossy().into_owned();
+        let sed = |script: &str| {
+            let args = ["-i", script, &name].map(str::to_owned);
+            super::super::run(&mut Context::from_outside(), "sed", &args)
+        };
+        assert_eq!(sed("s/text/more/"), 0);
+        let edited = std::fs::read_to_string(&path).unwrap();
+        assert!(edited == text.replace("text", "more"));
+        assert_eq!(sed(":a;ba"), 1, "it never ends");
+        assert!(std::fs::read_to_string(&path).unwrap() == edited);
+        assert_eq!(sed("2q5"), 5);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 30);
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

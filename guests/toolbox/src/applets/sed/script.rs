@@ -453,8 +453,7 @@ impl Script {
             .delimited(delimiter, false)
             .ok_or("unterminated y command")?;
         let chars = |text: &str| {
-            crate::applets::printf::unescape(text)
-                .0
+            crate::applets::printf::unescaped(text)
                 .chars()
                 .collect::<Vec<_>>()
         };

@@ -11,19 +11,19 @@
 //! process that asks for more memory than is left ends alone, with 137; the container is not touched. When the container
 //! ends, its processes do, too (137). A client that goes away ends its process.
 //!
-//! Differs from Kubernetes: there are no signals. In a terminal, ^C ends the process (130), as SIGINT would, unless it is an
-//! interactive shell: that one reads the byte 0x03 where it reads its input, in front of anything typed before, and goes
-//! on. A shell that runs something which reads nothing is ended by a second ^C, and by ^\ (131) in any case.
+//! Differs from Kubernetes: there are no signals. In a terminal, ^C ends the process (130), as SIGINT would, unless it is a
+//! shell: that one, and what it runs, finds the byte 0x03 where it reads its input, in front of anything typed before, and
+//! ends what runs, or itself. A shell that does not come to look is ended by a second ^C, and by ^\ (131) in any case.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use super::known::{Entry, Known, Record};
-use super::toolbox::{self, Shelf, Shown};
+use super::toolbox::{self, Place, Shelf, Shown};
 use crate::runtime::{Exit, ExitCause, LogSink, LogStream, Process, Running, StartError};
 
 mod discipline;
@@ -114,7 +114,7 @@ pub(super) struct Beside {
 /// A process that runs. Dropping it kills it.
 struct Begun {
     running: Running,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
     _entry: Entry,
 }
 
@@ -172,10 +172,8 @@ impl Known {
         let outlet = Outlet::new(ATTACH);
         log.listen(&outlet);
         // Its first client's leaving is the end of a `stdinOnce`.
-        let once = own
-            .as_deref()
-            .map(Stdin::once)
-            .filter(|_| session.stdin.is_some());
+        let types = session.stdin.is_some();
+        let once = own.as_deref().filter(|_| types).map(Stdin::once);
         let keys = async {
             if let (Some(client), Some(own)) = (session.stdin, &own)
                 && let Fed::Ended(code) = own.feed(client, &log).await
@@ -221,6 +219,7 @@ impl Shelf {
         };
         let begun = self
             .begin(
+                self.place()?,
                 beside,
                 command,
                 stdin.as_ref(),
@@ -272,11 +271,13 @@ impl Shelf {
                     why: "the toolbox is still being compiled".to_owned(),
                 })
             })?;
+        // Neither must it fail because others are asked at the moment.
+        let place = self.own_place(limit.min(COMPILING)).await?;
         let outlet = Outlet::new(EXEC);
         let output: Arc<dyn LogSink> = Arc::clone(&outlet) as _;
         let run = async {
             let begun = self
-                .begin(beside, command, None, Arc::clone(&output), None)
+                .begin(place, beside, command, None, Arc::clone(&output), None)
                 .await?;
             let mut said = Vec::new();
             let listen = async {
@@ -304,6 +305,7 @@ impl Shelf {
 
     async fn begin(
         &self,
+        place: Place,
         beside: &Beside,
         command: &[String],
         stdin: Option<&Stdin>,
@@ -312,13 +314,12 @@ impl Shelf {
     ) -> Result<Begun, ExecError> {
         let (name, rest) = command.split_first().ok_or(ExecError::Nothing)?;
         let applet = self.applet(name)?;
-        let place = self.session()?;
         let Beside {
             record,
             container,
             running,
         } = beside;
-        let entry = record.enter(command.join(" "))?;
+        let entry = record.enter(place.whose, command.join(" "))?;
         let component = self.component().await?;
         let failed = |why: String| ExecError::Start { why };
         let etc = self
@@ -367,7 +368,8 @@ impl Shelf {
     }
 }
 
-/// A shell somebody types into reads ^C itself; anything else is ended by it.
+/// A shell reads ^C itself, and ends with 130 if nobody types into it (`sh -c` may become one that somebody does); anything
+/// else is ended by it.
 pub(super) fn interrupts(command: &[String]) -> Interrupts {
     let called = |command: &[String]| {
         let name = command.first().map(String::as_str).unwrap_or_default();
@@ -379,13 +381,9 @@ pub(super) fn interrupts(command: &[String]) -> Interrupts {
         [_, rest @ ..] if called(command) == toolbox::PROGRAM => rest,
         command => command,
     };
-    let shell = matches!(called(command).as_str(), "sh" | "ash" | "bash");
-    // `-c` runs a command, a word that is no option is a script.
-    let script = |argument: &String| !argument.starts_with('-') || argument.contains('c');
-    if shell && !command.iter().skip(1).any(script) {
-        Interrupts::AreRead
-    } else {
-        Interrupts::End
+    match called(command).as_str() {
+        "sh" | "ash" => Interrupts::AreRead,
+        _ => Interrupts::End,
     }
 }
 
@@ -441,7 +439,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_shell_that_somebody_types_into_reads_interrupts() {
+    fn only_a_shell_reads_interrupts() {
         let check = |command: &[&str], expected| {
             let words: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
             assert_eq!(interrupts(&words), expected, "{command:?}");
@@ -450,8 +448,8 @@ mod tests {
         check(&["/bin/sh", "-i"], Interrupts::AreRead);
         check(&["toolbox"], Interrupts::AreRead);
         check(&["toolbox", "sh"], Interrupts::AreRead);
-        check(&["sh", "-c", "sleep 9"], Interrupts::End);
-        check(&["sh", "script"], Interrupts::End);
+        check(&["sh", "-c", "exec bash || exec sh"], Interrupts::AreRead);
+        check(&["toolbox", "ash", "script"], Interrupts::AreRead);
         check(&["toolbox", "sleep", "9"], Interrupts::End);
         check(&["cat"], Interrupts::End);
     }

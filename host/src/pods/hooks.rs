@@ -11,8 +11,11 @@ use super::exec::{Beside, ExecError};
 use super::probes::{self, Answer};
 use crate::network::{HttpProbe, PodNetwork};
 
-/// A start is not held up longer than this by its hook.
-pub(super) const POST_START: Duration = Duration::from_secs(60);
+/// A start is held up by its hook until the hook is done or the pod is deleted, as upstream. Nobody waits longer than a day.
+pub(super) const POST_START: Duration = Duration::from_secs(24 * 60 * 60);
+/// Who asks.
+const PROBE: &str = "kube-probe/1.36";
+const LIFECYCLE: &str = "kube-lifecycle/1.36";
 
 /// One question of a probe.
 pub(super) async fn ask(
@@ -23,26 +26,35 @@ pub(super) async fn ask(
     probe: &Probe,
 ) -> Answer {
     let timeout = probes::timeout(probe);
-    let answer = if let Some(get) = &probe.http_get {
-        http(context, network, container, get, timeout).await
+    let answer = |asked: Result<(), String>| match asked {
+        Ok(()) => Answer::Well,
+        Err(text) => Answer::Badly(text),
+    };
+    if let Some(get) = &probe.http_get {
+        let Some(request) = request(container, get, PROBE) else {
+            return Answer::Unknown(no_port(&get.port));
+        };
+        let asked = context.network.probe_http(network, &request, timeout).await;
+        answer(asked.and_then(|response| match response.status {
+            200..400 => Ok(()),
+            status => Err(format!("HTTP probe failed with statuscode: {status}")),
+        }))
     } else if let Some(tcp) = &probe.tcp_socket {
         match port(container, &tcp.port) {
-            Some(port) => context.network.probe_tcp(network, port, timeout).await,
-            None => Err(no_port(&tcp.port)),
+            Some(port) => answer(context.network.probe_tcp(network, port, timeout).await),
+            None => Answer::Unknown(no_port(&tcp.port)),
         }
     } else if let Some(action) = &probe.exec {
         match exec(context, beside, action, timeout).await {
-            Ok((0, _)) => Ok(()),
-            Ok((_, output)) => Err(output),
-            Err(error) => Err(error.to_string()),
+            Ok((0, _)) => Answer::Well,
+            Ok((_, output)) => Answer::Badly(output),
+            Err(error @ ExecError::TimedOut { .. }) => Answer::Badly(error.to_string()),
+            // The command did not run: that says nothing of the container.
+            Err(error) => Answer::Unknown(error.to_string()),
         }
     } else {
         // Refused when the pod arrived.
-        Err("this kind of probe is not supported by this node yet".to_owned())
-    };
-    match answer {
-        Ok(()) => Answer::Well,
-        Err(text) => Answer::Badly(text),
+        Answer::Unknown("this kind of probe is not supported by this node yet".to_owned())
     }
 }
 
@@ -61,7 +73,10 @@ pub(super) async fn run(
         return Ok(());
     }
     if let Some(get) = &hook.http_get {
-        return http(context, network, container, get, limit).await;
+        let request = request(container, get, LIFECYCLE).ok_or_else(|| no_port(&get.port))?;
+        // That there is an answer counts, not what it is.
+        let asked = context.network.probe_http(network, &request, limit).await;
+        return asked.map(drop);
     }
     if let Some(tcp) = &hook.tcp_socket {
         let port = port(container, &tcp.port).ok_or_else(|| no_port(&tcp.port))?;
@@ -92,19 +107,14 @@ async fn exec(
     shelf.run(beside, command, limit).await
 }
 
-async fn http(
-    context: &Context,
-    network: &PodNetwork,
-    container: &Container,
-    get: &HTTPGetAction,
-    timeout: Duration,
-) -> Result<(), String> {
-    let port = port(container, &get.port).ok_or_else(|| no_port(&get.port))?;
+/// `None`: there is no such port.
+fn request(container: &Container, get: &HTTPGetAction, agent: &str) -> Option<HttpProbe> {
+    let port = port(container, &get.port)?;
     let headers = get.http_headers.iter().flatten();
     let mut headers: Vec<(String, String)> = headers
         .map(|header| (header.name.clone(), header.value.clone()))
         .collect();
-    for (name, value) in [("User-Agent", "kube-probe/1.36"), ("Accept", "*/*")] {
+    for (name, value) in [("User-Agent", agent), ("Accept", "*/*")] {
         if !headers
             .iter()
             .any(|(known, _)| known.eq_ignore_ascii_case(name))
@@ -112,22 +122,13 @@ async fn http(
             headers.push((name.to_owned(), value.to_owned()));
         }
     }
-    let probe = HttpProbe {
+    Some(HttpProbe {
         port,
         path: get.path.clone().unwrap_or_else(|| "/".to_owned()),
         host: get.host.clone().filter(|host| !host.is_empty()),
         https: get.scheme.as_deref() == Some("HTTPS"),
         headers,
-    };
-    let answer = context.network.probe_http(network, &probe, timeout).await?;
-    if (200..400).contains(&answer.status) {
-        Ok(())
-    } else {
-        Err(format!(
-            "HTTP probe failed with statuscode: {}",
-            answer.status
-        ))
-    }
+    })
 }
 
 /// A number, or the name of one of the container's ports.

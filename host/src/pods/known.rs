@@ -31,16 +31,27 @@ pub(crate) struct Record {
     // Locked to copy or to set a few words.
     containers: Mutex<Vec<Container>>,
     /// Processes beside the containers by their number. Locked to add or remove one.
-    sessions: Arc<Mutex<BTreeMap<u32, String>>>,
+    sessions: Sessions,
 }
+
+type Sessions = Arc<Mutex<BTreeMap<u32, (Whose, String)>>>;
 
 /// A process in its pod's list, until dropped.
 pub(super) struct Entry {
-    sessions: Arc<Mutex<BTreeMap<u32, String>>>,
+    sessions: Sessions,
     pid: u32,
 }
 
-/// Processes beside the containers of one pod, at the same time.
+/// For whom a process runs beside a container.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Whose {
+    /// Somebody who may have many.
+    Client,
+    /// The node itself, which asks a container one thing at a time: a probe or a hook.
+    Node,
+}
+
+/// Processes of clients beside the containers of one pod, at the same time.
 const SESSIONS: usize = 32;
 
 /// One container, at this moment.
@@ -49,6 +60,8 @@ pub(crate) struct Container {
     pub(crate) name: String,
     /// Instances started so far.
     pub(crate) instances: u32,
+    /// Which instance `lastState` tells of: between two the one that ended, else the one before the present one.
+    pub(crate) previous: Option<u32>,
     /// The present instance's log, while it is open.
     pub(crate) log: Option<Arc<Log>>,
     pub(crate) running: Option<Arc<Running>>,
@@ -155,14 +168,10 @@ impl Known {
         })?;
         let file = |instance| logs::file(&record.log_directory, container, instance);
         if previous {
-            // Between two instances the last one that ended is the previous one, as upstream has it.
-            let instance = found
-                .instances
-                .checked_sub(2)
-                .ok_or_else(|| Error::NoPrevious {
-                    container: container.to_owned(),
-                    pod: pod.to_owned(),
-                })?;
+            let instance = found.previous.ok_or_else(|| Error::NoPrevious {
+                container: container.to_owned(),
+                pod: pod.to_owned(),
+            })?;
             return Ok(LogFile {
                 path: file(instance),
                 log: None,
@@ -219,9 +228,10 @@ impl Record {
     }
 
     /// The lowest number that is free; 1 is the container's own process.
-    pub(super) fn enter(&self, command: String) -> Result<Entry, ExecError> {
+    pub(super) fn enter(&self, whose: Whose, command: String) -> Result<Entry, ExecError> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if sessions.len() >= SESSIONS {
+        let clients = sessions.values().filter(|(of, _)| *of == Whose::Client);
+        if whose == Whose::Client && clients.count() >= SESSIONS {
             return Err(ExecError::TooMany {
                 most: SESSIONS,
                 of: "pod",
@@ -229,7 +239,7 @@ impl Record {
         }
         let free = (2..).find(|pid| !sessions.contains_key(pid));
         let pid = free.unwrap_or(u32::MAX);
-        sessions.insert(pid, command);
+        sessions.insert(pid, (whose, command));
         Ok(Entry {
             sessions: Arc::clone(&self.sessions),
             pid,
@@ -240,7 +250,7 @@ impl Record {
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let listed = sessions.iter();
         listed
-            .map(|(pid, command)| (*pid, command.clone()))
+            .map(|(pid, (_, command))| (*pid, command.clone()))
             .collect()
     }
 
@@ -294,7 +304,11 @@ mod tests {
             PathBuf::from("/logs/web"),
             std::iter::once("app".to_owned()),
         );
-        record.update(0, |container| container.instances = instances);
+        record.update(0, |container| {
+            container.instances = instances;
+            // While it runs.
+            container.previous = instances.checked_sub(2);
+        });
         let known = Known::default();
         known.insert(Arc::new(record));
         known
@@ -320,6 +334,13 @@ mod tests {
             previous.expect("a file"),
             PathBuf::from("/logs/web/app/1.log")
         );
+        let crashed = known(1);
+        let record = crashed.find("default", "web").expect("known");
+        record.update(0, |container| container.previous = Some(0));
+        let crash = crashed
+            .log("default", "web", "app", true)
+            .map(|file| file.path);
+        assert_eq!(crash.expect("a file"), PathBuf::from("/logs/web/app/0.log"));
     }
 
     #[test]
@@ -347,12 +368,16 @@ mod tests {
         let known = known(1);
         let record = known.find("default", "web").expect("known");
         let mut entries: Vec<Entry> = (0..SESSIONS)
-            .map(|_| record.enter("sh".to_owned()).expect("room"))
+            .map(|_| record.enter(Whose::Client, "sh".to_owned()).expect("room"))
             .collect();
-        assert!(record.enter("sh".to_owned()).is_err());
+        assert!(record.enter(Whose::Client, "sh".to_owned()).is_err());
+        let probe = record.enter(Whose::Node, "cat".to_owned());
+        assert!(probe.is_ok(), "what the node asks has places of its own");
+        drop(probe);
         entries.remove(0);
         assert!(record.sessions().iter().all(|(pid, _)| *pid != 2));
-        let entry = record.enter("ls".to_owned()).expect("room");
+        let entry = record.enter(Whose::Client, "ls".to_owned());
+        let entry = entry.expect("room");
         assert_eq!(entry.pid, 2);
     }
 

@@ -18,6 +18,8 @@ pub(crate) enum Answer {
     Well,
     /// What was wrong, as upstream words it: `HTTP probe failed with statuscode: 500`.
     Badly(String),
+    /// Why nothing was learnt: it could not be asked. Counts as nothing.
+    Unknown(String),
 }
 
 /// A container's standing, after enough equal answers.
@@ -137,7 +139,14 @@ impl Probes {
         answer: &Answer,
         now: Timestamp,
     ) -> Option<Verdict> {
-        let well = *answer == Answer::Well;
+        let well = match answer {
+            Answer::Well => true,
+            Answer::Badly(_) => false,
+            Answer::Unknown(_) => {
+                self.schedule(kind)?.asking = false;
+                return None;
+            }
+        };
         let verdict = self.schedule(kind)?.answered(well)?;
         match (kind, verdict) {
             (Kind::Startup, true) => {
@@ -275,6 +284,26 @@ mod tests {
             None,
             "said once"
         );
+    }
+
+    #[test]
+    fn what_could_not_be_asked_counts_as_nothing() {
+        let container = container(serde_json::json!({"name": "a", "livenessProbe":
+            {"exec": {"command": ["true"]}, "periodSeconds": 1, "failureThreshold": 2}}));
+        let mut probes = Probes::new(&container, at(0)).expect("a probe");
+        let unknown = Answer::Unknown("32 sessions run on this pod already".to_owned());
+        let mut answered = |answer: &Answer, now| {
+            assert_eq!(probes.due(at(now)), [Kind::Liveness], "asked on at {now}");
+            probes.answered(Kind::Liveness, answer, at(now))
+        };
+        for now in 0..10 {
+            assert_eq!(answered(&unknown, now), None);
+        }
+        assert_eq!(answered(&badly(), 10), None);
+        assert_eq!(answered(&unknown, 11), None, "neither a failure …");
+        // … nor the end of a row of them.
+        let failed = Some(Verdict::Failed(Kind::Liveness));
+        assert_eq!(answered(&badly(), 12), failed);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use super::ephemeral;
 /// Reason of a pod that was refused: `status.reason` and the Event.
 pub(crate) const REASON: &str = "Unsupported";
 
-/// Every field of the spec this node cannot honour; empty when the pod can run.
+/// Every field of the spec this node cannot honour; empty when the pod can run. Ephemeral containers have no say: they come
+/// to a pod that runs, and one that cannot start fails alone ([`of_container`]).
 pub(crate) fn refusals(pod: &Pod) -> Vec<String> {
     let mut refusals = Refusals::default();
     if let Some(spec) = &pod.spec {
@@ -15,12 +16,9 @@ pub(crate) fn refusals(pod: &Pod) -> Vec<String> {
         for (index, container) in spec.init_containers.iter().flatten().enumerate() {
             refusals.container(&format!("spec.initContainers[{index}]"), container);
         }
-        let (own, ephemeral) = ephemeral::split(spec);
+        let (own, _) = ephemeral::split(spec);
         for (index, container) in own.iter().enumerate() {
             refusals.container(&format!("spec.containers[{index}]"), container);
-        }
-        for (index, container) in ephemeral.iter().enumerate() {
-            refusals.container(&format!("spec.ephemeralContainers[{index}]"), container);
         }
         for (index, volume) in spec.volumes.iter().flatten().enumerate() {
             refusals.volume(&format!("spec.volumes[{index}]"), volume);
@@ -293,6 +291,20 @@ mod tests {
                 "lifecycle": {"preStop": {"sleep": {"seconds": 1}}, "postStart": {"exec": {"command": ["true"]}}},
                 "resources": {"limits": {"cpu": "1", "memory": "1Mi"}}}]}));
         assert!(refused.is_empty(), "{refused:?}");
+    }
+
+    #[test]
+    fn a_debug_container_that_cannot_run_does_not_take_its_pod_with_it() {
+        let privileged =
+            serde_json::json!({"name": "debug", "securityContext": {"privileged": true}});
+        let mut pod: Pod = serde_json::from_value(serde_json::json!({"spec": {
+            "containers": [{"name": "app"}], "ephemeralContainers": [privileged]}}))
+        .expect("the test's pod is well formed");
+        // As a node that starts finds it.
+        ephemeral::adopt(&mut pod);
+        assert!(refusals(&pod).is_empty());
+        let last = pod.spec.as_ref().and_then(|spec| spec.containers.last());
+        assert_eq!(of_container(last.expect("adopted")).len(), 1);
     }
 
     #[test]

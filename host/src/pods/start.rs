@@ -141,9 +141,15 @@ pub(super) async fn start(job: Job) -> Result<Started, Trouble> {
             running: Arc::clone(&started.running),
         };
         let (context, network) = (&job.context, &job.network);
-        hooks::run(context, network, spec, &beside, hook, hooks::POST_START)
-            .await
-            .map_err(|error| run_error(format!("PostStartHookError: {error}")))?;
+        let hook = hooks::run(context, network, spec, &beside, hook, hooks::POST_START);
+        tokio::select! {
+            biased;
+            // How it ended is told by who waits for it next; a hook that is not done then has nothing to do any longer.
+            _ = started.running.wait() => {}
+            done = hook => {
+                done.map_err(|error| run_error(format!("PostStartHookError: {error}")))?;
+            }
+        }
     }
     Ok(started)
 }

@@ -9,6 +9,7 @@ use super::context::now;
 use super::ephemeral;
 use super::events::{Recorder, Severity, Told};
 use super::lifecycle::{Trouble, Why};
+use super::probes::{Answer, Kind};
 use super::status::full_name;
 use crate::images::{Image, Origin};
 
@@ -168,13 +169,17 @@ impl Teller {
         self.container(at, Severity::Warning, "FailedPreStopHook", message);
     }
 
-    pub(super) fn unhealthy(&self, at: &At<'_>, probe: &str, message: &str) {
-        self.container(
-            at,
-            Severity::Warning,
-            "Unhealthy",
-            format!("{probe} probe failed: {message}"),
-        );
+    /// Nothing, if all is well.
+    pub(super) fn probed(&self, at: &At<'_>, kind: Kind, answer: &Answer) {
+        let probe = kind.title();
+        let message = match answer {
+            Answer::Well => return,
+            Answer::Badly(what) => format!("{probe} probe failed: {what}"),
+            Answer::Unknown(why) => {
+                format!("{probe} probe errored and resulted in unknown state: {why}")
+            }
+        };
+        self.container(at, Severity::Warning, "Unhealthy", message);
     }
 }
 

@@ -5,16 +5,20 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use super::exec::{ExecError, Size};
+use super::known::Whose;
 use crate::images::digest;
 use crate::runtime::{Component, Mount, Running, Runtime};
 
-/// Sessions on this node at the same time; `Record` bounds those of one pod.
+/// Clients' sessions on this node at the same time; `Record` bounds those of one pod.
 const SESSIONS: usize = 256;
+/// Commands of probes and hooks on this node at the same time: more wait. No client can take these places.
+const ASKED: usize = 256;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What a terminal is taken for, as upstream's runtimes do.
 pub(super) const TERM: &str = "xterm";
@@ -39,9 +43,16 @@ pub(crate) struct Shelf {
     digest: std::sync::OnceLock<String>,
     component: OnceCell<Arc<Component>>,
     sessions: Arc<Semaphore>,
+    asked: Arc<Semaphore>,
     pods_directory: PathBuf,
     /// Held while generated files are written, so that two sessions do not write the same.
     writing: tokio::sync::Mutex<()>,
+}
+
+/// One of a node's places for processes, until dropped.
+pub(super) struct Place {
+    pub(super) whose: Whose,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// What `ps` is to show: process id, what the process used, its command.
@@ -63,6 +74,7 @@ impl Shelf {
             digest: std::sync::OnceLock::new(),
             component: OnceCell::new(),
             sessions: Arc::new(Semaphore::new(SESSIONS)),
+            asked: Arc::new(Semaphore::new(ASKED)),
             pods_directory,
             writing: tokio::sync::Mutex::default(),
         }
@@ -104,13 +116,32 @@ impl Shelf {
         self.component.get_or_try_init(|| load).await.cloned()
     }
 
-    pub(super) fn session(&self) -> Result<OwnedSemaphorePermit, ExecError> {
-        Arc::clone(&self.sessions)
-            .try_acquire_owned()
-            .map_err(|_| ExecError::TooMany {
-                most: SESSIONS,
-                of: "node",
-            })
+    /// For a client.
+    pub(super) fn place(&self) -> Result<Place, ExecError> {
+        let permit = Arc::clone(&self.sessions).try_acquire_owned();
+        let _permit = permit.map_err(|_| ExecError::TooMany {
+            most: SESSIONS,
+            of: "node",
+        })?;
+        Ok(Place {
+            whose: Whose::Client,
+            _permit,
+        })
+    }
+
+    /// For a probe or a hook, which waits so long for it.
+    pub(super) async fn own_place(&self, patience: Duration) -> Result<Place, ExecError> {
+        let permit = Arc::clone(&self.asked).acquire_owned();
+        let permit = tokio::time::timeout(patience, permit).await;
+        let permit = permit.ok().and_then(Result::ok);
+        let _permit = permit.ok_or(ExecError::TooMany {
+            most: ASKED,
+            of: "node",
+        })?;
+        Ok(Place {
+            whose: Whose::Node,
+            _permit,
+        })
     }
 
     /// Generated files where a container would have them from its image. `None`: the container has an `/etc` of its own.

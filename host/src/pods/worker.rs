@@ -298,7 +298,11 @@ impl Worker {
                 Phase::Failed { trouble, .. } => Some(trouble.reason.to_owned()),
                 _ => None,
             };
-            self.record.update(index, |known| known.waiting = waiting);
+            let previous = container.last.as_ref().map(|exit| exit.instance);
+            self.record.update(index, |known| {
+                known.waiting = waiting;
+                known.previous = previous;
+            });
         }
     }
 
@@ -446,11 +450,7 @@ impl Worker {
             return;
         };
         let verdict = probes.answered(kind, answer, now());
-        if let Answer::Badly(message) = answer {
-            self.tell(index, |teller, at| {
-                teller.unhealthy(at, kind.title(), message)
-            });
-        }
+        self.tell(index, |teller, at| teller.probed(at, kind, answer));
         match verdict {
             Some(Verdict::StartupSucceeded) => self.step(Event::StartupSucceeded(index)),
             Some(Verdict::Ready(ready)) => self.step(Event::Readiness(index, ready)),

@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 
 use super::*;
 use crate::network::{self, Network, PodIdentity};
+use crate::pods::known::Whose;
 use crate::pods::logs::{Logs, WriterThread};
 use crate::pods::toolbox::Toolbox;
 use crate::runtime::{self, Limits, Mount, Runtime, Workload};
@@ -37,12 +38,13 @@ struct Client {
 impl Pod {
     /// Beside an HTTP server, which has no process.
     async fn serving(limits: Limits) -> Pod {
-        Pod::start(HELLO, &[], None, limits).await
+        Pod::start(HELLO, &[], None, limits, &[("COLOUR", "red")]).await
     }
 
     /// Whose process is the toolbox, with a stdin.
     async fn reading(command: &[&str], stdin: Stdin) -> Pod {
-        Pod::start(TOOLBOX.component, command, Some(stdin), Limits::default()).await
+        let limits = Limits::default();
+        Pod::start(TOOLBOX.component, command, Some(stdin), limits, &[]).await
     }
 
     async fn start(
@@ -50,6 +52,7 @@ impl Pod {
         args: &[&str],
         stdin: Option<Stdin>,
         limits: Limits,
+        env: &[(&str, &str)],
     ) -> Pod {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = |name: &str| directory.path().join(name);
@@ -79,7 +82,10 @@ impl Pod {
         let workload = Workload {
             name: "default/web/app".to_owned(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-            env: vec![("COLOUR".to_owned(), "red".to_owned())],
+            env: env
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
             working_dir: Some("/data".to_owned()),
             mounts: vec![Mount {
                 host: path("data"),
@@ -278,6 +284,89 @@ async fn a_person_at_a_terminal_has_a_shell_and_interrupts_what_it_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_reaches_what_a_shell_runs_and_an_end_does_not_make_it_deaf() {
+    let pod = Pod::serving(Limits::default()).await;
+    let (session, mut client) = session(true, true);
+    let person = async {
+        client.sees("# ").await;
+        // What reads the terminal.
+        client.types("cat\rwords\r").await;
+        client.sees("words\r\nwords\r\n").await;
+        client.types("\x03").await;
+        client.sees("# ").await;
+        client.types("echo code $?\r").await;
+        client.sees("code 130\r\n").await;
+        // What does not, and has an end of input before it that nobody has read.
+        for round in 0..2 {
+            let line = format!("echo begun; sleep 1000; echo never {round}\r");
+            client.types(&line).await;
+            client.sees("\r\nbegun\r\n").await;
+            client.types("\x04").await;
+            client.types("\x03").await;
+            client.sees("# ").await;
+            client.types("echo again $?\r").await;
+            client.sees("again 130\r\n").await;
+        }
+        client.types("exit 4\r").await;
+        client
+    };
+    // As k9s and others open a shell.
+    let command = ["sh", "-c", "command -v bash && exec bash || exec sh"];
+    let (code, _client) = tokio::join!(pod.exec(&command, session), person);
+    assert_eq!(code, Ok(4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_ends_a_script_that_nobody_types_into() {
+    let pod = Pod::serving(Limits::default()).await;
+    for script in [
+        "echo on; cat; echo no",
+        "echo on; read x; echo no",
+        "echo on; while :; do :; done",
+    ] {
+        let (session, mut client) = session(true, true);
+        let person = async {
+            client.sees("on\r\n").await;
+            client.types("\x03").await;
+            client.rest().await.0
+        };
+        let (code, rest) = tokio::join!(pod.exec(&["sh", "-c", script], session), person);
+        assert_eq!((code, rest.contains("no")), (Ok(130), false), "{script}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminals_name_in_the_environment_makes_no_terminal() {
+    let env = [("TERM", "screen-256color")];
+    let pod = Pod::start(HELLO, &[], None, Limits::default(), &env).await;
+    let (_, out, _) = pod
+        .said(&[
+            "sh",
+            "-c",
+            "[ -t 0 ] || [ -t 1 ]; echo $? $TERM; env | grep -c CORACLE_",
+        ])
+        .await;
+    assert_eq!(out, "1 screen-256color\n0\n");
+    let sent = async |command: &[&str], bytes: &str| {
+        let (session, mut client) = session(true, false);
+        let typing = async {
+            client.types(bytes).await;
+            client.keys = None;
+            client.rest().await
+        };
+        tokio::join!(pod.exec(command, session), typing).1
+    };
+    let bytes = "one\x03two\x04three";
+    assert_eq!(sent(&["cat"], bytes).await.0, bytes);
+    let (out, err) = sent(&["sh"], "echo a\nread x\nb\x03\necho \"$x\"\n").await;
+    assert_eq!(
+        (out.as_str(), err.as_str()),
+        ("a\nb\x03\n", ""),
+        "no prompts"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_interrupt_ends_a_command_that_is_no_shell() {
     let pod = Pod::serving(Limits::default()).await;
     let (session, mut client) = session(true, true);
@@ -300,7 +389,7 @@ async fn processes_end_with_their_container_and_with_their_client() {
         // The next thing the shell says has nobody to read it.
     };
     let (code, ()) = tokio::join!(pod.exec(&["sh"], leaving), left);
-    assert_ne!(code, Ok(137), "its own container lives: {code:?}");
+    assert_eq!(code, Err(ExecError::Gone), "its own container lives");
     assert!(pod.record.sessions().is_empty());
     let (session, mut client) = session(false, false);
     let end = async {
@@ -353,6 +442,28 @@ async fn a_client_joins_a_containers_own_streams() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_only_watches_does_not_end_a_stdin_of_one_client() {
+    let once = Stdin::new(false, Interrupts::End, true);
+    let pod = Pod::reading(&["cat"], once).await;
+    let (watching, watcher) = session(false, false);
+    let watched = tokio::time::timeout(
+        Duration::from_millis(100),
+        pod.known.attach(target(), watching),
+    );
+    assert!(watched.await.is_err(), "there is nothing to see yet");
+    drop(watcher);
+    let (typing, mut client) = session(true, false);
+    let person = async {
+        client.types("still here\n").await;
+        client.sees("still here\n").await;
+    };
+    tokio::select! {
+        attached = pod.known.attach(target(), typing) => panic!("{attached:?}"),
+        () = person => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_joins_a_containers_own_terminal_and_may_come_back() {
     let stdin = Stdin::new(true, Interrupts::AreRead, false);
     let pod = Pod::reading(&["sh"], stdin).await;
@@ -379,6 +490,22 @@ async fn a_client_joins_a_containers_own_terminal_and_may_come_back() {
         code = person => code,
     };
     assert_eq!(code, 131);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_clients_take_no_places_of_probes() {
+    let pod = Pod::serving(Limits::default()).await;
+    let shelf = pod.known.shelf().expect("a toolbox");
+    let enter = || pod.record.enter(Whose::Client, "sh".to_owned()).ok();
+    let on_the_pod: Vec<_> = std::iter::from_fn(enter).collect();
+    let on_the_node: Vec<_> = std::iter::from_fn(|| shelf.place().ok()).collect();
+    assert_eq!((on_the_pod.len(), on_the_node.len()), (32, 256));
+    let (session, _client) = session(false, false);
+    let refused = pod.exec(&["true"], session).await;
+    assert!(matches!(refused, Err(ExecError::TooMany { .. })));
+    let beside = pod.known.beside(&target()).expect("runs");
+    let asked = shelf.run(&beside, &["true".to_owned()], PATIENCE).await;
+    assert_eq!(asked.expect("it ran").0, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -429,7 +429,7 @@ async fn ignore(mut resize: mpsc::Receiver<Size>) -> Infallible {
 }
 
 #[cfg(test)]
-mod sessions;
+pub(crate) mod sessions;
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! Port-forward as clients speak it, against pods that are closures: SPDY as it is, in a WebSocket, and the old protocol.
 
+mod exec;
+
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};

@@ -64,6 +64,12 @@ struct Waiting {
     taken: usize,
 }
 
+/// What is sent in one go.
+struct Batch {
+    bytes: Bytes,
+    datagrams: usize,
+}
+
 #[derive(Default)]
 struct Source {
     datagrams: VecDeque<Datagram>,
@@ -194,19 +200,23 @@ impl Outbox {
         self.lost.add(Why::Node, waiting.len());
     }
 
-    fn batch(&self) -> Option<Bytes> {
+    fn batch(&self) -> Option<Batch> {
         let mut waiting = self.lock();
-        let mut buffer = BytesMut::new();
+        let (mut buffer, mut datagrams) = (BytesMut::new(), 0);
         while buffer.len() < BATCH
             && let Some(datagram) = waiting.pop()
         {
             datagram.put(&mut buffer);
+            datagrams += 1;
         }
-        (!buffer.is_empty()).then(|| buffer.freeze())
+        (datagrams > 0).then(|| Batch {
+            bytes: buffer.freeze(),
+            datagrams,
+        })
     }
 
     /// Waits until there is something. Cancel by dropping: nothing is lost.
-    async fn next(&self) -> Bytes {
+    async fn next(&self) -> Batch {
         loop {
             if let Some(batch) = self.batch() {
                 return batch;
@@ -240,12 +250,15 @@ impl Outbox {
             match opened {
                 Some(opened) => self.send(opened, first).await,
                 // Nobody there: lost, as datagrams may be.
-                None => self.clear(),
+                None => {
+                    self.lost.add(Why::Node, first.datagrams);
+                    self.clear();
+                }
             }
         }
     }
 
-    async fn send(&self, opened: Opened, first: Bytes) {
+    async fn send(&self, opened: Opened, first: Batch) {
         let Opened {
             response,
             mut send,
@@ -253,7 +266,8 @@ impl Outbox {
         } = opened;
         let mut batch = first;
         loop {
-            if streams::write(&mut send, batch).await.is_err() {
+            if streams::write(&mut send, batch.bytes).await.is_err() {
+                self.lost.add(Why::Node, batch.datagrams);
                 break;
             }
             let next = tokio::select! {
@@ -383,7 +397,7 @@ mod tests {
                 }
             }
             assert!(outbox.lock().taken <= QUEUE);
-            assert!(outbox.batch().unwrap().len() < 2 * BATCH);
+            assert!(outbox.batch().unwrap().bytes.len() < 2 * BATCH);
             outbox.clear();
             assert_eq!(outbox.lock().taken, 0);
         }

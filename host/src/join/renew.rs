@@ -1,6 +1,7 @@
 //! Renews the node's two certificates before they end: on the disk, in what runs, and for the connection to the API.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ const SHARE: std::ops::Range<f64> = 0.7..0.9;
 const LOOK: Duration = Duration::from_secs(600);
 const AGAIN: Duration = Duration::from_secs(5);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(300);
+/// Between words about a certificate that has ended.
+const EXPIRED: Duration = Duration::from_secs(60);
 
 pub(super) struct Renewal {
     pub(super) certificates: Arc<Certificates>,
@@ -57,7 +60,17 @@ impl Renewal {
                     sleep(AGAIN).await;
                 }
                 Err(error) => {
-                    let ends = self.leaf(role).map(|leaf| leaf.ends);
+                    let leaf = self.leaf(role);
+                    let path = self.files.pair(role);
+                    let expired = leaf
+                        .as_ref()
+                        .and_then(|leaf| expired(role, &path, leaf, now()));
+                    if let Some(expired) = expired {
+                        tracing::error!(error = %expired, reason = %error, "This node can no longer renew its certificate by itself");
+                        sleep(EXPIRED).await;
+                        continue;
+                    }
+                    let ends = leaf.map(|leaf| leaf.ends);
                     tracing::warn!(?role, ends = ?ends.map(|ends| ends.to_string()), error = %chain(&error), "Failed to renew a certificate of this node");
                     sleep(again).await;
                     again = (again * 2).min(AGAIN_AT_MOST);
@@ -112,6 +125,14 @@ impl Renewal {
         let pem = files::read(&path).ok().flatten()?;
         Leaf::read(&path, &pem).ok()
     }
+}
+
+/// The certificate that the node asks with has ended: whoever it asks does not let it in, and only a new token helps.
+pub(super) fn expired(role: Role, path: &Path, leaf: &Leaf, now: jiff::Timestamp) -> Option<Error> {
+    (role == Role::Client && leaf.ends <= now).then(|| Error::Expired {
+        path: path.to_owned(),
+        at: leaf.ends,
+    })
 }
 
 async fn wait_until(at: jiff::Timestamp) {

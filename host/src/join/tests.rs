@@ -239,4 +239,11 @@ fn renewal_is_due_late_in_a_certificates_life() {
     };
     assert_eq!(leaf.renew_at(0.7), at(1700));
     assert_eq!(leaf.renew_at(0.9), at(1900));
+    // Too late, and not by retrying: it is said what to do.
+    let path = Path::new("/node/pki/client.pem");
+    assert!(renew::expired(Role::Client, path, &leaf, at(1999)).is_none());
+    assert!(renew::expired(Role::Server, path, &leaf, at(2000)).is_none());
+    let error = renew::expired(Role::Client, path, &leaf, at(2000)).expect("it has ended");
+    let error = error.to_string();
+    assert!(error.contains("coracle token create") && error.contains("/node/pki/client.pem"));
 }

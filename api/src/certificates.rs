@@ -30,8 +30,8 @@ pub const GROUP: &str = "certificates.k8s.io";
 pub const PLURAL: &str = "certificatesigningrequests";
 pub const STORAGE: &str = "certificates.k8s.io/certificatesigningrequests";
 pub const API_CLIENT: &str = "kubernetes.io/kube-apiserver-client";
-pub const NODE_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
-pub const NODE_SERVING: &str = "kubernetes.io/kubelet-serving";
+pub const NODE_CLIENT: &str = types::well_known::SIGNER_NODE_CLIENT;
+pub const NODE_SERVING: &str = types::well_known::SIGNER_NODE_SERVING;
 pub const LEGACY: &str = "kubernetes.io/legacy-unknown";
 
 /// Key of `spec.extra`, written by admission: where the request came from.

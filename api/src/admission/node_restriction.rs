@@ -3,6 +3,7 @@
 
 use ipnet::Ipv4Net;
 use serde_json::Value;
+use types::node_labels::may_set;
 use types::well_known::{ANNOTATION_MIRROR, NAMESPACE_NODE_LEASE};
 
 use super::{Attributes, Plugin, tree};
@@ -15,26 +16,6 @@ use crate::status::Error;
 use crate::store::Key;
 
 pub(super) struct NodeRestriction;
-
-/// Labels in Kubernetes' namespaces that a node may put on itself…
-const OWN_LABELS: &[&str] = &[
-    "kubernetes.io/hostname",
-    "kubernetes.io/arch",
-    "kubernetes.io/os",
-    "beta.kubernetes.io/arch",
-    "beta.kubernetes.io/os",
-    "beta.kubernetes.io/instance-type",
-    "node.kubernetes.io/instance-type",
-    "failure-domain.beta.kubernetes.io/region",
-    "failure-domain.beta.kubernetes.io/zone",
-    "failure-domain.kubernetes.io/region",
-    "failure-domain.kubernetes.io/zone",
-    "topology.kubernetes.io/region",
-    "topology.kubernetes.io/zone",
-];
-/// …and the namespaces in which it may put any.
-const OWN_LABEL_NAMESPACES: &[&str] = &["node.kubernetes.io", "kubelet.kubernetes.io"];
-const RESTRICTED: &str = "node-restriction.kubernetes.io";
 
 impl Plugin for NodeRestriction {
     fn validate(
@@ -318,21 +299,6 @@ fn ranges(node: &Object) -> Vec<String> {
         .collect();
     ranges.dedup();
     ranges
-}
-
-/// Kubernetes' own label namespaces are closed but for what describes the machine; everybody else's are open.
-fn may_set(label: &str) -> bool {
-    let Some((namespace, _)) = label.split_once('/') else {
-        return true;
-    };
-    let within = |domain: &str| namespace == domain || namespace.ends_with(&format!(".{domain}"));
-    if within(RESTRICTED) {
-        return false;
-    }
-    if !within("kubernetes.io") && !within("k8s.io") {
-        return true;
-    }
-    OWN_LABELS.contains(&label) || OWN_LABEL_NAMESPACES.iter().any(|own| within(own))
 }
 
 fn claim(attributes: &Attributes<'_>, new: &Object) -> Result<(), Error> {

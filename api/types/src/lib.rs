@@ -5,6 +5,7 @@ pub mod condition;
 pub mod duration;
 pub mod error;
 pub mod listeners;
+pub mod node_labels;
 pub mod pod;
 pub mod quantity;
 pub mod routing;

@@ -86,6 +86,9 @@ pub const MANAGER_UP: &str = "coracle";
 
 pub const GROUP_MASTERS: &str = "system:masters";
 pub const GROUP_NODES: &str = "system:nodes";
+/// Who signs a node's certificates: as a client, and of its endpoint.
+pub const SIGNER_NODE_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+pub const SIGNER_NODE_SERVING: &str = "kubernetes.io/kubelet-serving";
 pub const GROUP_AUTHENTICATED: &str = "system:authenticated";
 pub const GROUP_UNAUTHENTICATED: &str = "system:unauthenticated";
 pub const USER_ANONYMOUS: &str = "system:anonymous";

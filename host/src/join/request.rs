@@ -13,13 +13,11 @@ use kube::api::{Api, PostParams};
 use kube::runtime::wait::await_condition;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use tokio::time::{Instant, sleep, timeout};
-use types::well_known::GROUP_NODES;
+use types::well_known::{GROUP_NODES, SIGNER_NODE_CLIENT, SIGNER_NODE_SERVING};
 
 use super::{Error, user_name};
 use crate::tls::Role;
 
-const SIGNER_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
-const SIGNER_SERVER: &str = "kubernetes.io/kubelet-serving";
 /// For the request itself to be stored.
 const ANSWER: Duration = Duration::from_secs(15);
 /// As long as upstream waits for somebody's approval.
@@ -87,8 +85,8 @@ pub(super) fn make(wanted: &Wanted<'_>) -> Result<(KeyPair, CertificateSigningRe
     let request = parameters.serialize_request(&key).map_err(failed)?;
     let request = request.pem().map_err(failed)?;
     let (signer, usage) = match wanted.role {
-        Role::Client => (SIGNER_CLIENT, "client auth"),
-        Role::Server => (SIGNER_SERVER, "server auth"),
+        Role::Client => (SIGNER_NODE_CLIENT, "client auth"),
+        Role::Server => (SIGNER_NODE_SERVING, "server auth"),
     };
     let seconds = wanted.lifetime.map(|lifetime| lifetime.as_secs());
     let object = CertificateSigningRequest {
@@ -238,7 +236,7 @@ mod tests {
             lifetime: Some(Duration::from_secs(600)),
         };
         let (_, server) = make(&wanted(Role::Server, Some([192, 0, 2, 1].into()))).expect("made");
-        assert_eq!(server.spec.signer_name, SIGNER_SERVER);
+        assert_eq!(server.spec.signer_name, SIGNER_NODE_SERVING);
         assert_eq!(server.spec.expiration_seconds, Some(600));
         let pem = x509_parser::pem::parse_x509_pem(&server.spec.request.0).expect("PEM");
         use x509_parser::prelude::FromDer as _;
@@ -248,7 +246,7 @@ mod tests {
         let subject = request.certification_request_info.subject.to_string();
         assert_eq!(subject, "O=system:nodes, CN=system:node:n1");
         let (_, client) = make(&wanted(Role::Client, None)).expect("made");
-        assert_eq!(client.spec.signer_name, SIGNER_CLIENT);
+        assert_eq!(client.spec.signer_name, SIGNER_NODE_CLIENT);
         let usages = client.spec.usages.unwrap_or_default();
         assert_eq!(usages, ["digital signature", "client auth"]);
     }

@@ -4,24 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use k8s_openapi::api::core::v1::Taint;
-
-/// Labels of Kubernetes' own namespaces that a node may give itself; others would let it attract what is not meant for it.
-const ALLOWED: [&str; 13] = [
-    "beta.kubernetes.io/arch",
-    "beta.kubernetes.io/instance-type",
-    "beta.kubernetes.io/os",
-    "failure-domain.beta.kubernetes.io/region",
-    "failure-domain.beta.kubernetes.io/zone",
-    "kubernetes.io/arch",
-    "kubernetes.io/hostname",
-    "kubernetes.io/os",
-    "node.kubernetes.io/instance-type",
-    "node.kubernetes.io/windows-build",
-    "node.kubernetes.io/exclude-from-external-load-balancers",
-    "topology.kubernetes.io/region",
-    "topology.kubernetes.io/zone",
-];
-const ALLOWED_NAMESPACES: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
+use types::node_labels::may_set;
 
 /// `a=b,example.org/c=d`
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -57,25 +40,13 @@ impl FromStr for Labels {
                 .split_once('=')
                 .filter(|(key, _)| !key.is_empty())
                 .ok_or_else(|| GivenError::Label(pair.to_owned()))?;
-            if is_reserved(key) {
+            if !may_set(key) {
                 return Err(GivenError::Reserved(key.to_owned()));
             }
             labels.insert(key.to_owned(), value.to_owned());
         }
         Ok(Self(labels))
     }
-}
-
-fn is_reserved(key: &str) -> bool {
-    let Some((namespace, _)) = key.split_once('/') else {
-        return false;
-    };
-    let within = |parent: &str| {
-        let above = namespace.strip_suffix(parent);
-        above.is_some_and(|above| above.is_empty() || above.ends_with('.'))
-    };
-    let kubernetes = within("kubernetes.io") || within("k8s.io");
-    kubernetes && !ALLOWED.contains(&key) && !ALLOWED_NAMESPACES.iter().any(|name| within(name))
 }
 
 impl FromStr for Taints {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use types::duration::within;
 
-use crate::controllers::service_load_balancer::Pool;
+use crate::pool::Pool;
 
 /// Flags of scheduling and the controllers.
 #[derive(Clone, Debug, clap::Args)]

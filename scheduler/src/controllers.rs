@@ -37,6 +37,7 @@ pub mod pod_gc;
 pub mod replica_set;
 pub mod service_account;
 pub mod service_load_balancer;
+mod service_pods;
 pub mod service_ports;
 
 use std::sync::Arc;

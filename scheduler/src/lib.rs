@@ -24,6 +24,7 @@ pub mod taints;
 pub mod write;
 
 mod args;
+mod pool;
 
 use std::sync::Arc;
 use std::time::Duration;

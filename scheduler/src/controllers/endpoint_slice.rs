@@ -18,7 +18,6 @@ use serde_json::{Value, json};
 use types::well_known::{LABEL_MANAGED_BY_SLICE, LABEL_SERVICE_NAME};
 
 pub use apply::Controller;
-pub(super) use apply::{pods_behind, wake_services};
 
 use crate::controllers::service_ports::{self, Port};
 use crate::objects::{EndpointSlice, Pod, SERVICES, Service};

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
-use super::endpoint_slice::{pods_behind, wake_services};
+use super::service_pods::{pods_behind, wake_services};
 use super::service_ports::{self, Port};
 use super::{Shared, caught_up};
 use crate::objects::{ENDPOINTS, Endpoints, Key, Pod, Service};

@@ -1,7 +1,5 @@
 //! Which objects a controller owns: adopting orphans that match its selector and releasing what no longer does. Pure.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Selector, SelectorExt};
 use serde_json::{Value, json};
@@ -22,14 +20,6 @@ pub enum Claim {
 /// A compiled label selector. An invalid one matches nothing.
 pub fn selector(selector: &LabelSelector) -> Option<Selector> {
     Selector::try_from(selector.clone()).ok()
-}
-
-/// A Service's selector; `None` when it has none.
-pub fn simple_selector_matches(
-    selector: &BTreeMap<String, String>,
-    labels: &BTreeMap<String, String>,
-) -> bool {
-    selector.iter().all(|(k, v)| labels.get(k) == Some(v))
 }
 
 pub fn claim(owner: &Meta, selector: &Selector, object: &Meta) -> Claim {

@@ -10,8 +10,7 @@
 
 mod apply;
 mod nodes;
-pub mod pool;
-mod sharing;
+pub mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -28,11 +27,11 @@ use types::well_known::ANNOTATION_LISTENERS;
 
 pub use apply::Controller;
 pub use nodes::NodeView;
-pub use pool::Pool;
 pub use sharing::{Holder, Terms};
 
 use crate::events::Type;
 use crate::objects::{Key, Service};
+use crate::pool::Pool;
 
 /// Reasons of Events: users script against them. The first two are MetalLB's.
 pub const REASON_ALLOCATED: &str = "IPAllocated";

@@ -1,6 +1,6 @@
 //! A pod as scheduling sees it: everything parsed once, numbers instead of quantities.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ObjectReference, PodAffinityTerm, ResourceRequirements};
@@ -10,6 +10,9 @@ use types::quantity::Quantity;
 
 use crate::events;
 use crate::objects::{Container, Key, PODS, Pod};
+
+/// Namespace → its labels.
+pub type Namespaces = HashMap<String, BTreeMap<String, String>>;
 
 /// What scoring assumes of a container that requests nothing: it will still use something.
 const ASSUMED_MILLICORES: i64 = 100;
@@ -320,7 +323,7 @@ impl Term {
     }
 
     /// Does the term mean this pod? `namespaces` has the labels of every namespace.
-    pub fn means(&self, pod: &Pod, namespaces: &super::snapshot::Namespaces) -> bool {
+    pub fn means(&self, pod: &Pod, namespaces: &Namespaces) -> bool {
         use kube::core::SelectorExt as _;
         let Some(selector) = &self.selector else {
             return false;

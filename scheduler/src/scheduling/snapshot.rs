@@ -7,11 +7,8 @@ use k8s_openapi::api::core::v1::Taint;
 use types::quantity::Quantity;
 use types::well_known::{LABEL_HOSTNAME, TAINT_UNSCHEDULABLE};
 
-use super::pod::{Amounts, HostPort, PodInfo};
+use super::pod::{Amounts, HostPort, Namespaces, PodInfo};
 use crate::objects::{Node, Pod};
-
-/// Namespace → its labels.
-pub type Namespaces = HashMap<String, BTreeMap<String, String>>;
 
 /// One node with everything that counts against it.
 #[derive(Clone, Debug)]

@@ -4,78 +4,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use types::well_known::LABEL_MANAGED_BY_SLICE;
+use types::well_known::{LABEL_MANAGED_BY_SLICE, LABEL_ZONE};
 
 use super::{Action, MANAGED_BY, Observed, plan};
-use crate::controllers::ownership::simple_selector_matches;
+use crate::controllers::service_pods::{pods_behind, wake_services};
 use crate::controllers::{Shared, caught_up, service_ports};
-use crate::objects::{ENDPOINT_SLICES, Key, Node, Pod, Service};
+use crate::objects::{ENDPOINT_SLICES, Key, Node};
 use crate::reconcile::{Outcome, Queue};
 use crate::write::{self, Delete, Error, Target, Writer, gone_is_fine};
 
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// Between two passes over one Service: many pods becoming ready together are few writes.
 const REST: Duration = Duration::from_millis(20);
-const ZONE: &str = "topology.kubernetes.io/zone";
 
 pub struct Controller {
     shared: Arc<Shared>,
     writer: Writer,
     pub queue: Arc<Queue<Key>>,
-}
-
-/// Adds to `queue` every Service whose endpoints a change of a pod can alter.
-pub(in crate::controllers) fn wake_services(shared: &Arc<Shared>, queue: &Arc<Queue<Key>>) {
-    let waker = Arc::clone(queue);
-    shared.informers.services.on_change(move |change| {
-        if let Some(service) = change.latest() {
-            waker.add(service.metadata.key());
-        }
-    });
-    let waker = Arc::clone(queue);
-    let shared_by_handler = Arc::downgrade(shared);
-    shared.informers.pods.on_change(move |change| {
-        if let (Some(old), Some(new)) = (change.old, change.new)
-            && !service_ports::differs(old, new)
-        {
-            return;
-        }
-        let Some(shared) = shared_by_handler.upgrade() else {
-            return;
-        };
-        // A pod without an address never was, and is not, behind anything.
-        let pods: Vec<&Arc<Pod>> = change
-            .both()
-            .filter(|p| service_ports::has_address(p))
-            .collect();
-        let Some(first) = pods.first() else { return };
-        let services = shared
-            .informers
-            .services
-            .in_namespace(&first.metadata.namespace, |s| {
-                service_ports::selector(s).is_some_and(|selector| {
-                    pods.iter()
-                        .any(|p| simple_selector_matches(selector, &p.metadata.labels))
-                })
-            });
-        for service in services {
-            waker.add(service.metadata.key());
-        }
-    });
-}
-
-/// The pods a Service selects.
-pub(in crate::controllers) fn pods_behind(shared: &Shared, service: &Service) -> Vec<Arc<Pod>> {
-    let Some(selector) = service_ports::selector(service) else {
-        return Vec::new();
-    };
-    shared
-        .informers
-        .pods
-        .in_namespace(&service.metadata.namespace, |pod| {
-            service_ports::has_address(pod)
-                && simple_selector_matches(selector, &pod.metadata.labels)
-        })
 }
 
 impl Controller {
@@ -96,7 +41,7 @@ impl Controller {
         let weak = Arc::downgrade(shared);
         shared.informers.nodes.on_change(move |change| {
             let zone =
-                |node: Option<&Arc<Node>>| node.map(|n| n.metadata.labels.get(ZONE).cloned());
+                |node: Option<&Arc<Node>>| node.map(|n| n.metadata.labels.get(LABEL_ZONE).cloned());
             if zone(change.old) == zone(change.new) {
                 return;
             }
@@ -151,7 +96,7 @@ impl Controller {
         nodes
             .iter()
             .map(|n| {
-                let zone = n.metadata.labels.get(ZONE).cloned();
+                let zone = n.metadata.labels.get(LABEL_ZONE).cloned();
                 (n.metadata.name.clone(), zone)
             })
             .collect()

@@ -17,6 +17,7 @@
 //!     process acknowledged before.
 
 mod batch;
+pub(crate) mod line;
 mod load;
 pub mod memory;
 mod place;
@@ -148,9 +149,8 @@ pub struct Event {
     /// The state before; `None` when this created the object.
     pub previous: Option<Arc<Stored>>,
     pub deleted: bool,
-    /// The place where the HTTP layer may keep this event's encoded watch line, so that it is made once for all
-    /// watchers. It lives as long as the event stays in the history.
-    pub line: OnceLock<Bytes>,
+    /// Read by [`Event::line`], which fills it where the object was not made inside it.
+    line: OnceLock<Bytes>,
 }
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -226,13 +226,14 @@ impl Index {
 impl Draft {
     /// The finished bytes of this draft under `revision`.
     pub fn finish(&self, revision: Revision) -> Bytes {
+        self.finish_in_line("", revision).1
+    }
+
+    /// The line that tells watchers of the change, and the finished bytes as a part of it.
+    fn finish_in_line(&self, kind_of_change: &str, revision: Revision) -> (Bytes, Bytes) {
         let mut digits = [0u8; 20];
         let digits = decimal(revision, &mut digits);
-        let mut bytes = Vec::with_capacity(self.head.len() + digits.len() + self.tail.len());
-        bytes.extend_from_slice(&self.head);
-        bytes.extend_from_slice(digits);
-        bytes.extend_from_slice(&self.tail);
-        bytes.into()
+        line::of_parts(kind_of_change, &[&self.head, digits, &self.tail])
     }
 }
 
@@ -259,6 +260,14 @@ impl Event {
             previous,
             deleted,
             line: OnceLock::new(),
+        }
+    }
+
+    /// `line`: what holds the object's bytes.
+    fn in_line(self, line: Bytes) -> Self {
+        Self {
+            line: line.into(),
+            ..self
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Change, Error, Event, Expect, Key, Operation, Revision, Stored};
+use super::{Change, Error, Event, Expect, Key, Operation, Revision, Stored, line};
 use crate::cache::Cache;
 
 /// Commits decided one after the other, to be made durable and published together.
@@ -134,14 +134,16 @@ impl<'a> Batch<'a> {
             Some(previous) => previous.key.clone(),
             None => self.cache.intern(operation.key),
         };
+        let kind_of_change = line::kind_of_change(previous.is_some(), deleted);
+        let (line, bytes) = draft.finish_in_line(kind_of_change, revision);
         let object = Stored {
             key,
             revision,
             created: previous.as_ref().map_or(revision, |p| p.created),
-            bytes: draft.finish(revision),
+            bytes,
             index: draft.index,
         };
-        Event::new(Arc::new(object), previous, deleted)
+        Event::new(Arc::new(object), previous, deleted).in_line(line)
     }
 }
 

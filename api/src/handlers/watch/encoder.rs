@@ -10,6 +10,7 @@ use crate::kinds::Kind;
 use crate::registry::{self, encode};
 use crate::selector::Selector;
 use crate::status::Error;
+use crate::store::line::wrap;
 use crate::store::{Event, Stored};
 use crate::table::{self, ListMeta};
 
@@ -101,10 +102,7 @@ impl Encoder {
             return Ok(None);
         };
         if self.is_plain() && ty == Type::natural(event) {
-            let line = event
-                .line
-                .get_or_init(|| wrap(ty.as_str(), &event.object.bytes));
-            return Ok(Some(line.clone()));
+            return Ok(Some(event.line()));
         }
         // What left the selector is shown as it was, under the revision at which it left.
         let bytes = match &event.previous {
@@ -187,17 +185,6 @@ impl Encoder {
         }
         wrap(ty, object.to_string().as_bytes())
     }
-}
-
-/// `{"type":"ADDED","object":…}` and the end of the line.
-fn wrap(ty: &str, object: &[u8]) -> Bytes {
-    let mut line = Vec::with_capacity(object.len() + 40);
-    line.extend_from_slice(b"{\"type\":\"");
-    line.extend_from_slice(ty.as_bytes());
-    line.extend_from_slice(b"\",\"object\":");
-    line.extend_from_slice(object);
-    line.extend_from_slice(b"}\n");
-    line.into()
 }
 
 fn protobuf(ty: &str, definition: &str, object: &Value) -> Option<Bytes> {

@@ -66,7 +66,7 @@ impl Renewal {
                         .as_ref()
                         .and_then(|leaf| expired(role, &path, leaf, now()));
                     if let Some(expired) = expired {
-                        tracing::error!(error = %expired, reason = %error, "This node can no longer renew its certificate by itself");
+                        tracing::error!(error = %expired, reason = %chain(&error), "This node can no longer renew its certificate by itself");
                         sleep(EXPIRED).await;
                         continue;
                     }

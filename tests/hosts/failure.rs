@@ -53,7 +53,9 @@ spec:
       - name: main
         image: coracle.dev/guests/misbehave
         env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
----
+";
+/// Applied when all pods are ready: a client that comes while a host knows two of three endpoints keeps what it got there.
+const STICKY_SERVICE: &str = "\
 apiVersion: v1
 kind: Service
 metadata: {name: sticky}
@@ -80,6 +82,7 @@ fn a_dead_host_is_avoided_within_a_second_and_replaced() {
     web::deploy(&cluster);
     cluster.lab.apply(STICKY);
     let sticky = cluster.wait_pods("app=sticky", 3);
+    cluster.lab.apply(STICKY_SERVICE);
     let session = wait_for("one pod for one client", || met(&cluster, &NODES));
     let its_pod = sticky.iter().find(|(pod, _)| *pod == session);
     let (_, victim) = its_pod.unwrap_or_else(|| panic!("no {session} in {sticky:?}"));
